@@ -1,0 +1,19 @@
+"""Checks: relations observed from outside, on anybody's model. One file a family."""
+
+from __future__ import annotations
+
+from ..config import unknown
+from . import labels, masks, modes  # noqa: F401 - importing a family registers its checks
+from .base import REGISTRY, Check
+
+
+def all() -> list[Check]:  # noqa: A001 - reads as `checks.all()`
+    """Every check, in the order in which they are asked."""
+    return list(REGISTRY.values())
+
+
+def get(name: str) -> Check:
+    """The check of that name. Raises ValueError naming those there are."""
+    if name not in REGISTRY:
+        raise unknown("check", name, list(REGISTRY))
+    return REGISTRY[name]

@@ -1,0 +1,236 @@
+"""Checks on the masks of padding: what a masked position holds must not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..probe import Lookups, Probe, Trace, culprit, traced
+from ..report import Finding
+from ..subject import Missing, Subject, clone
+from .base import check
+
+# Sizes of the probe's batch; pairwise distinct, so that a wrong axis cannot look right.
+ROWS, LENGTH = 3, {"source": 9, "target": 7}
+HOLES = {"left": slice(0, 2), "middle": slice(2, 4), "right": slice(-2, None)}
+
+
+def changed_at(where: Tensor, seed: int) -> Lookups:
+    """Changes what the positions `where` (B, L) of a stream hold, as the embedding hands them on.
+
+    The ids stay, so a mask that is derived from them stays too, and a pad row of zeros does not hide anything.
+    """
+
+    def change(ids: Tensor, vectors: Tensor) -> Tensor:
+        at = where if ids.shape == where.shape else where.T if ids.shape == where.T.shape else None
+        if at is None or not vectors.is_floating_point():
+            return vectors
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(vectors.shape, generator=generator, dtype=torch.float64).to(vectors)
+        return vectors + at[..., None] * noise * (1 + vectors.std())
+
+    return Lookups(change)
+
+
+class Question:
+    """One batch put to one model, with and without a change of what some positions hold."""
+
+    def __init__(self, probe: Probe, model: nn.Module, batch: Any) -> None:
+        self.probe, self.model, self.batch = probe, model, batch
+        self.logits, self.trace = self.ask()
+
+    def ask(self, where: Tensor | None = None) -> tuple[Tensor, Trace]:
+        with torch.no_grad(), traced(self.model) as trace:
+            if where is None:
+                return self.probe.subject.logits(self.model, clone(self.batch)), trace
+            with changed_at(where, seed=1) as lookups:
+                logits = self.probe.subject.logits(self.model, clone(self.batch))
+            if not any(lookup.ids.shape in (where.shape, where.T.shape) for lookup in lookups.seen):
+                raise Missing("the lookup of these ids was not seen, so what they hold cannot be changed")
+            return logits, trace
+
+    def effect(self, where: Tensor, on: Tensor | None = None) -> float:
+        """The largest change of a logit at positions `on` (B, T), everywhere by default."""
+        difference = (self.ask(where)[0] - self.logits).abs().amax(-1)
+        return float((difference if on is None else difference[on]).max())
+
+    def culprit(self, where: Tensor, protected: dict[int, Tensor]) -> tuple:
+        """The module in which the change first reaches a protected position: length -> (B, length)."""
+
+        def differs(a: Tensor, b: Tensor) -> bool | None:
+            if a.dim() != 3 or a.shape != b.shape:
+                return None
+            for length, keep in protected.items():
+                if a.shape[:2] == (len(keep), length):
+                    return not torch.allclose(a[keep], b[keep], rtol=1e-9, atol=1e-12)
+                if a.shape[:2] == (length, len(keep)):
+                    return not torch.allclose(a[keep.T], b[keep.T], rtol=1e-9, atol=1e-12)
+            return None
+
+        return culprit(self.model, self.trace, self.ask(where)[1], differs)
+
+
+def everything_real(subject: Subject) -> dict[str, Tensor]:
+    return {stream: torch.ones(ROWS, LENGTH[stream], dtype=torch.bool) for stream in subject.streams}
+
+
+def only(shape: tuple[int, ...], column: int) -> Tensor:
+    where = torch.zeros(shape, dtype=torch.bool)
+    where[:, column] = True
+    return where
+
+
+@check("attends-to-pads", severity="P2", family="masks", lesson="02_attending_to_pads")
+def attends_to_pads(probe: Probe) -> Iterator[Finding]:
+    """What a padded position holds changes no other position: in source and target, at the left, middle and right.
+
+    Comparing losses on right-padded batches would prove nothing: there a causal mask hides the pads already.
+    """
+    subject = probe.subject
+    if not subject.streams:
+        raise Missing("the batch has no ids by a usual name: give streams={'target': (key, mask key)}")
+    controlled = False
+    for stream in subject.streams:
+        leaks: dict[str, tuple[float, tuple]] = {}
+        for hole, columns in HOLES.items():
+            real = everything_real(subject)
+            real[stream][:-1, columns] = False  # the last row stays whole: a batch mixes both
+            pads = ~real[stream]
+            batch = probe.batch(real)
+            model, noise = probe.precise(batch)
+            question = Question(probe, model, batch)
+            control = question.effect(only(pads.shape, LENGTH[stream] - 3 if hole == "right" else -2))
+            whole = only(pads.shape, -2) & real[stream]
+            last = only((ROWS, LENGTH["target"]), -1)
+            # A mask built from lengths takes the hole for a shorter row, and masks the tokens at its end instead.
+            if hole != "right" and subject.kind != "seq2seq" and question.effect(whole, last) <= noise * control:
+                continue
+            if not control > 0:
+                continue
+            controlled = True
+            leak = question.effect(pads, real["target"])
+            if leak > noise * control:
+                protected = {LENGTH[name]: mask for name, mask in real.items()}
+                leaks[hole] = leak / control, question.culprit(pads, protected)
+        if leaks:
+            yield pads_matter(probe, stream, leaks)
+    if not controlled:
+        raise Missing("changing a token that may be seen has no effect either, so nothing can be told")
+
+
+def pads_matter(probe: Probe, stream: str, leaks: dict[str, tuple[float, tuple]]) -> Finding:
+    """Active on the user's batch: the check's severity. Else what would wake it: latent, or benign under causality."""
+    subject = probe.subject
+    name, where = next(iter(leaks.values()))[1]
+    active = on_own_batch(probe, stream)
+    side = {"source": "source", "target": "target" if subject.kind == "seq2seq" else "input"}[stream]
+    evidence: dict[str, Any] = {"module": name}
+    evidence |= {f"effect of pads at the {hole}, relative to a token": leak for hole, (leak, _) in leaks.items()}
+    evidence["change of logits on your own batch"] = active
+    message = f"padded {side} positions are attended to: what they hold changes real positions, first in {name}"
+    if active:
+        severity = "P2"
+    elif "right" in leaks:
+        severity, message = "P3", f"{message}; your batch has no such padding, a padded batch would wake it"
+    else:
+        severity = "note"
+        message = (
+            f"{message}; harmless on your batch, where the causal mask hides pads at the right and the loss skips them. "
+            f"It bites with padding at the left or in the middle (batched generation of unequal prompts), without a "
+            f"causal mask, and where the loss counts pads"
+        )
+    repair = "mask the keys that are padding in every attention: mask = causal & (ids != pad_id)[:, None, None, :]"
+    return probe.finding(message, severity, evidence=evidence, where=where, repair=repair)
+
+
+def on_own_batch(probe: Probe, stream: str) -> float:
+    """How far the user's own logits move at positions that count when what their pads hold is changed."""
+    subject = probe.subject
+    pads = ~subject.real(stream)
+    if not pads.any():
+        return 0.0
+    counts = subject.real("target")
+    labels = subject.labels()
+    if labels is not None and labels.shape == counts.shape and bool((labels != subject.ignore_index).any()):
+        counts = counts & (labels != subject.ignore_index)
+    try:
+        model, noise = probe.precise(subject.batch)
+        question = Question(probe, model, subject.batch)
+        moved = question.effect(pads, counts)
+        return moved if moved > noise * float(question.logits.abs().max()) else 0.0
+    except Exception:
+        return 0.0  # the user's batch does not pass the model: another check says why
+
+
+@check("fully-masked-row", severity="P2", family="masks", lesson="02_attending_to_pads")
+def fully_masked_row(probe: Probe) -> Iterator[Finding]:
+    """A row of only padding gives finite outputs and gradients, reads none of its padding, and leaves others alone.
+
+    In float32, as trained: -inf everywhere makes the softmax NaN, and a large negative number makes it uniform.
+    """
+    subject = probe.subject
+    stream = "source" if "source" in subject.streams else "target"
+    real = everything_real(subject)
+    whole_batch = probe.batch(real)
+    real[stream][0] = False
+    key, mask_key = subject.streams[stream]
+    padded = probe.batch(real)
+    for other, value in whole_batch.items() if isinstance(whole_batch, dict) else enumerate(whole_batch):
+        if other not in (key, mask_key) and isinstance(padded, dict):
+            padded[other] = value
+    if isinstance(padded, dict):
+        padded[key] = torch.where(real[stream], whole_batch[key], padded[key])
+    model = probe.copy()
+    torch.backends.mha.set_fastpath_enabled(False)
+    model.requires_grad_(True)
+    try:
+        expected = subject.logits(model, clone(whole_batch)).detach()
+        logits = subject.logits(model, clone(padded))
+    except Missing:
+        raise
+    except Exception as error:
+        raise Missing(f"the model refuses a row of only padding ({type(error).__name__}: {error})") from error
+    mine = any(bool((~subject.real(s)).all(dim=1).any()) for s in subject.streams if s == stream)
+    where_row = "your batch has such a row" if mine else "your batch has no such row; an empty source or prompt would"
+    logits[real["target"]].sum().backward()
+    bad_grads = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    bad = int((~logits.isfinite()).sum())
+    if bad or bad_grads:
+        yield probe.finding(
+            f"a row of only padding makes {'outputs' if bad else 'gradients'} NaN or infinite ({where_row})",
+            "P2" if mine else "P3",
+            evidence={"non_finite_logits": bad, "of": logits.numel(), "parameters_with_such_gradients": len(bad_grads)},
+            repair="give a query that may attend nowhere zeros: scaled_dot_product_attention with a boolean mask does",
+        )
+        return
+    if not torch.allclose(logits[1:], expected[1:], rtol=1e-3, atol=1e-4):
+        change = float((logits[1:] - expected[1:]).abs().max())
+        yield probe.finding(
+            "a row of only padding changes the other rows of its batch",
+            evidence={"largest_change_of_a_logit": change},
+            repair="mask and normalise each row by itself",
+        )
+    if stream == "source":
+        yield from uniform_over_pads(probe, padded, real, mine, where_row)
+
+
+def uniform_over_pads(
+    probe: Probe, batch: Any, real: dict[str, Tensor], mine: bool, where_row: str
+) -> Iterator[Finding]:
+    """With no source left to read, what its padding holds must not be read instead."""
+    model, noise = probe.precise(batch)
+    question = Question(probe, model, batch)
+    control = question.effect(only(real["source"].shape, 3) & real["source"])
+    leak = question.effect(~real["source"])
+    if control > 0 and leak > noise * control:
+        name, where = question.culprit(~real["source"], {LENGTH["target"]: real["target"]})
+        yield probe.finding(
+            f"a row of only padding is attended to evenly, its masked tokens included, first in {name} ({where_row})",
+            "P2" if mine else "note",
+            evidence={"effect of the masked tokens, relative to a real one": leak / control, "module": name},
+            where=where,
+            repair="use a boolean mask, not a large negative number: where all scores are equal, softmax is uniform",
+        )
