@@ -132,13 +132,13 @@ def culprit(model: nn.Module, before: Trace, after: Trace, differs: Callable[[Te
     differs: whether two tensors differ at the protected positions; None where they have no such positions. The code
     is that of the nearest enclosing module which PyTorch did not write, for the user's part in it is there.
     """
-    for (name, _, ins, outs), (_, _, ins2, outs2) in zip(before.calls, after.calls, strict=False):
+    name = ""
+    for (called, _, ins, outs), (_, _, ins2, outs2) in zip(before.calls, after.calls, strict=False):
         changed_in = any(differs(a, b) for a, b in zip(ins, ins2, strict=False))
         changed_out = any(differs(a, b) for a, b in zip(outs, outs2, strict=False))
         if changed_out and not changed_in:
+            name = called
             break
-    else:
-        name = ""
     path = name
     while True:
         module = model.get_submodule(path)

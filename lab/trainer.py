@@ -69,7 +69,7 @@ def fit(
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
     history = History()
     model.train()
-    for step, batch in zip(range(1, config.steps + 1), forever(loader)):
+    for step, batch in zip(range(1, config.steps + 1), forever(loader), strict=False):
         start = time.perf_counter()
         rate = config.learning_rate * warmup_cosine(step - 1, config.warmup_steps, config.steps)
         for group in optimizer.param_groups:

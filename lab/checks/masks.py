@@ -138,7 +138,7 @@ def pads_matter(probe: Probe, stream: str, leaks: dict[str, tuple[float, tuple]]
     else:
         severity = "note"
         message = (
-            f"{message}; harmless on your batch, where the causal mask hides pads at the right and the loss skips them. "
+            f"{message}; harmless on your batch, where causality hides pads at the right and the loss skips them. "
             f"It bites with padding at the left or in the middle (batched generation of unequal prompts), without a "
             f"causal mask, and where the loss counts pads"
         )

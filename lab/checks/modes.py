@@ -196,7 +196,7 @@ def stuck_in_eval(probe: Probe) -> Iterator[Finding]:
             else f"{name}() leaves gradients {'off' if stuck[0].grad_changed else 'on'}",
             evidence={key: value for key, value in evidence.items() if value is not None},
             where=where,
-            repair="remember the mode of every submodule and give each its own back, in a finally (lab.mode.evaluating)",
+            repair="note the mode of every submodule and give each its own back, in a finally (lab.mode.evaluating)",
         )
 
 

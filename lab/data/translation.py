@@ -64,12 +64,12 @@ class Translation:
         return self.tokenizer.decode([i for i in row if i != IGNORE_INDEX])
 
     def tokens(self, ids: Tensor | list[int]) -> list[str]:
-        """Each id of one row as a readable token: "_" for a leading space, IGNORE_INDEX as its number."""
+        """Each id of one row as a readable token: "▁" for a space, IGNORE_INDEX as its number."""
         return [str(int(i)) if int(i) == IGNORE_INDEX else self.token(int(i)) for i in ids]
 
     def token(self, index: int) -> str:
         name = self.tokenizer.id_to_token(index)
-        return name if index in SPECIAL_IDS.values() else self.tokenizer.decode([index]).replace(" ", "_")
+        return name if index in SPECIAL_IDS.values() else self.tokenizer.decode([index]).replace(" ", "▁")
 
 
 def translation(name: str = "jupyterlab-fr", *, vocab_size: int = 2000, max_len: int = 48) -> Translation:
