@@ -186,7 +186,7 @@ class Probe:
 
     def __init__(self, subject: Subject, check: Any, seed: int = 0) -> None:
         self.subject, self.check = subject, check
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
 
     def copy(self) -> nn.Module:
         """A deep copy on the CPU in eval mode. Raises Missing where the model cannot be copied."""
@@ -214,23 +214,27 @@ class Probe:
                 return model, noise
         raise Missing(f"the model does not take the probe's batch of its own kind ({problem.splitlines()[0]})")
 
-    def ordinary_ids(self, rows: int, length: int) -> Tensor:
-        """Random token ids, (rows, length), with no special one among them."""
+    def ordinary_ids(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        """Random token ids with no special one among them."""
         subject = self.subject
         vocab = subject.vocab_size or 1 + int(max(subject.ids(stream).max() for stream in subject.streams))
         special = {0, 1, 2, subject.pad_id, subject.eos_id}
         usable = [i for i in range(vocab) if i not in special] or list(range(vocab))
-        return torch.tensor(usable)[torch.randint(len(usable), (rows, length), generator=self.generator)]
+        return torch.tensor(usable)[torch.randint(len(usable), shape, generator=generator)]
 
     def batch(self, real: dict[str, Tensor]) -> Any:
-        """A batch like the user's, of random tokens, padded where real[stream] (B, T) is False.
+        """A batch like the user's, padded where real[stream] (B, T) is False; its tokens are random, and the same each
+        time for the same sizes.
 
         Raises Missing where the model has no way to be told of padding.
         """
         subject, changes = self.subject, {}
+        generator = torch.Generator().manual_seed(self.seed)
+        if subject.labels_key is not None:
+            changes[subject.labels_key] = self.ordinary_ids(real["target"].shape, generator)
         for stream, (key, mask_key) in subject.streams.items():
             there = real[stream]
-            ids = self.ordinary_ids(*there.shape)
+            ids = self.ordinary_ids(there.shape, generator)
             if subject.pad_id is not None:
                 ids = ids.masked_fill(~there, subject.pad_id)
             elif mask_key is None and not bool(there.all()):
@@ -239,8 +243,6 @@ class Probe:
             if mask_key is not None:
                 example = tensors_of(subject.batch)[mask_key]
                 changes[mask_key] = attend_to(example, subject.real(stream))(there)
-            if stream == "target" and subject.labels_key is not None:
-                changes[subject.labels_key] = self.ordinary_ids(*there.shape)
         base = subject.batch
         if isinstance(base, Mapping):
             # What else the user's batch holds has the user's sizes; the model must do without it.

@@ -98,6 +98,10 @@ class Subject:
         decoder = next((k for k in DECODER if k in keys), None)
         if decoder is not None:
             names = {"source": next((k for k in SOURCE if k in keys), None), "target": decoder}
+        elif getattr(getattr(self.model, "config", None), "is_encoder_decoder", False):
+            names = {
+                "source": next((k for k in SOURCE if k in keys), None)
+            }  # it makes its decoder inputs of the labels
         else:
             names = {"target": next((k for k in CAUSAL if k in keys), 0 if self.is_tuple(1) else None)}
         taken: set[Any] = set()

@@ -589,3 +589,11 @@ def test_sinusoids_by_their_formula():
         angle = position / 10000 ** (2 * (column // 2) / 8)
         expected = math.cos(angle) if column % 2 else math.sin(angle)
         assert table[position, column].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("positions", "scale"), [("learned", 1.0), ("sinusoidal", math.sqrt(8))])
+def test_an_embedding_is_token_plus_position(positions, scale):
+    embed = Embedder(ModelConfig(VOCAB, 8, 2, 2, 16, 16, positions=positions)).eval()
+    table = embed.position.weight if positions == "learned" else embed.table
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(embed(ids), scale * embed.token.weight[ids] + table[:3])

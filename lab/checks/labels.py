@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -98,7 +97,8 @@ def out_of_range(
 
 def decoder_padding(subject: Subject, batch: Any) -> tuple[Tensor, Any] | None:
     """The decoder input ids at positions where the label there and the one before are ignored; None without any."""
-    if subject.kind != "seq2seq" or subject.labels_key is None or subject.pad_id is None:
+    known = "target" in subject.streams and subject.labels_key is not None and subject.pad_id is not None
+    if subject.kind != "seq2seq" or not known:
         return None
     ids, labels = subject.ids("target", batch), subject.labels(batch)
     if ids.shape != labels.shape:
@@ -110,8 +110,7 @@ def decoder_padding(subject: Subject, batch: Any) -> tuple[Tensor, Any] | None:
 
 def padded(subject: Subject, batch: Any) -> bool:
     """Whether anything in the batch is padding."""
-    with suppress(Missing):
-        if any(bool((subject.ids(s, batch) == subject.pad_id).any()) for s in subject.streams):
-            return True
+    if any(bool((~subject.real(stream)).any()) for stream in subject.streams):
+        return True
     labels = subject.labels(batch)
     return labels is not None and bool((labels == subject.ignore_index).any())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..probe import Lookups, Probe, Trace, culprit, traced
 from ..report import Finding
-from ..subject import Missing, Subject, clone
+from ..subject import Missing, clone
 from .base import check
 
 # Sizes of the probe's batch; pairwise distinct, so that a wrong axis cannot look right.
@@ -18,37 +18,45 @@ ROWS, LENGTH = 3, {"source": 9, "target": 7}
 HOLES = {"left": slice(0, 2), "middle": slice(2, 4), "right": slice(-2, None)}
 
 
-def changed_at(where: Tensor, seed: int) -> Lookups:
-    """Changes what the positions `where` (B, L) of a stream hold, as the embedding hands them on.
+def changed_at(where: Tensor, stream: Tensor) -> Lookups:
+    """Changes what the positions `where` (B, L) of a stream's ids (B, L) hold, as the embedding hands them on.
 
     The ids stay, so a mask that is derived from them stays too, and a pad row of zeros does not hide anything.
     """
 
     def change(ids: Tensor, vectors: Tensor) -> Tensor:
-        at = where if ids.shape == where.shape else where.T if ids.shape == where.T.shape else None
+        at = position_in(ids, where, stream)
         if at is None or not vectors.is_floating_point():
             return vectors
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(vectors.shape, generator=generator, dtype=torch.float64).to(vectors)
-        return vectors + at[..., None] * noise * (1 + vectors.std())
+        noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        return vectors + at[..., None] * noise.to(vectors) * (1 + vectors.std())
 
     return Lookups(change)
 
 
-class Question:
-    """One batch put to one model, with and without a change of what some positions hold."""
+def position_in(ids: Tensor, where: Tensor, stream: Tensor) -> Tensor | None:
+    """`where` laid out as a lookup's ids are, (B, L) or (L, B); None where the lookup is not of this stream."""
+    for at, mine in ((where, stream), (where.T, stream.T)):
+        if ids.shape == mine.shape and bool((ids == mine)[~at].all()):  # a model may clamp what its pads hold
+            return at
+    return None
 
-    def __init__(self, probe: Probe, model: nn.Module, batch: Any) -> None:
-        self.probe, self.model, self.batch = probe, model, batch
+
+class Question:
+    """One batch put to one model, with and without a change of what some positions of a stream hold."""
+
+    def __init__(self, probe: Probe, model: nn.Module, batch: Any, stream: str) -> None:
+        self.probe, self.model, self.batch, self.stream = probe, model, batch, stream
         self.logits, self.trace = self.ask()
 
     def ask(self, where: Tensor | None = None) -> tuple[Tensor, Trace]:
         with torch.no_grad(), traced(self.model) as trace:
             if where is None:
                 return self.probe.subject.logits(self.model, clone(self.batch)), trace
-            with changed_at(where, seed=1) as lookups:
+            stream = self.probe.subject.ids(self.stream, self.batch)
+            with changed_at(where, stream) as lookups:
                 logits = self.probe.subject.logits(self.model, clone(self.batch))
-            if not any(lookup.ids.shape in (where.shape, where.T.shape) for lookup in lookups.seen):
+            if all(position_in(lookup.ids, where, stream) is None for lookup in lookups.seen):
                 raise Missing("the lookup of these ids was not seen, so what they hold cannot be changed")
             return logits, trace
 
@@ -73,8 +81,8 @@ class Question:
         return culprit(self.model, self.trace, self.ask(where)[1], differs)
 
 
-def everything_real(subject: Subject) -> dict[str, Tensor]:
-    return {stream: torch.ones(ROWS, LENGTH[stream], dtype=torch.bool) for stream in subject.streams}
+def everything_real() -> dict[str, Tensor]:
+    return {stream: torch.ones(ROWS, length, dtype=torch.bool) for stream, length in LENGTH.items()}
 
 
 def only(shape: tuple[int, ...], column: int) -> Tensor:
@@ -96,12 +104,12 @@ def attends_to_pads(probe: Probe) -> Iterator[Finding]:
     for stream in subject.streams:
         leaks: dict[str, tuple[float, tuple]] = {}
         for hole, columns in HOLES.items():
-            real = everything_real(subject)
+            real = everything_real()
             real[stream][:-1, columns] = False  # the last row stays whole: a batch mixes both
             pads = ~real[stream]
             batch = probe.batch(real)
             model, noise = probe.precise(batch)
-            question = Question(probe, model, batch)
+            question = Question(probe, model, batch, stream)
             control = question.effect(only(pads.shape, LENGTH[stream] - 3 if hole == "right" else -2))
             whole = only(pads.shape, -2) & real[stream]
             last = only((ROWS, LENGTH["target"]), -1)
@@ -152,13 +160,13 @@ def on_own_batch(probe: Probe, stream: str) -> float:
     pads = ~subject.real(stream)
     if not pads.any():
         return 0.0
-    counts = subject.real("target")
     labels = subject.labels()
-    if labels is not None and labels.shape == counts.shape and bool((labels != subject.ignore_index).any()):
-        counts = counts & (labels != subject.ignore_index)
     try:
+        counts = subject.real("target") if "target" in subject.streams else labels != subject.ignore_index
+        if labels is not None and labels.shape == counts.shape and bool((labels != subject.ignore_index).any()):
+            counts = counts & (labels != subject.ignore_index)
         model, noise = probe.precise(subject.batch)
-        question = Question(probe, model, subject.batch)
+        question = Question(probe, model, subject.batch, stream)
         moved = question.effect(pads, counts)
         return moved if moved > noise * float(question.logits.abs().max()) else 0.0
     except Exception:
@@ -173,27 +181,23 @@ def fully_masked_row(probe: Probe) -> Iterator[Finding]:
     """
     subject = probe.subject
     stream = "source" if "source" in subject.streams else "target"
-    real = everything_real(subject)
-    whole_batch = probe.batch(real)
+    if stream not in subject.streams:
+        raise Missing("the batch has no ids by a usual name: give streams={'target': (key, mask key)}")
+    real = everything_real()
+    whole = probe.batch(real)
     real[stream][0] = False
-    key, mask_key = subject.streams[stream]
     padded = probe.batch(real)
-    for other, value in whole_batch.items() if isinstance(whole_batch, dict) else enumerate(whole_batch):
-        if other not in (key, mask_key) and isinstance(padded, dict):
-            padded[other] = value
-    if isinstance(padded, dict):
-        padded[key] = torch.where(real[stream], whole_batch[key], padded[key])
     model = probe.copy()
     torch.backends.mha.set_fastpath_enabled(False)
     model.requires_grad_(True)
     try:
-        expected = subject.logits(model, clone(whole_batch)).detach()
+        expected = subject.logits(model, clone(whole)).detach()
         logits = subject.logits(model, clone(padded))
     except Missing:
         raise
     except Exception as error:
         raise Missing(f"the model refuses a row of only padding ({type(error).__name__}: {error})") from error
-    mine = any(bool((~subject.real(s)).all(dim=1).any()) for s in subject.streams if s == stream)
+    mine = bool((~subject.real(stream)).all(dim=1).any())
     where_row = "your batch has such a row" if mine else "your batch has no such row; an empty source or prompt would"
     logits[real["target"]].sum().backward()
     bad_grads = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
@@ -207,14 +211,26 @@ def fully_masked_row(probe: Probe) -> Iterator[Finding]:
         )
         return
     if not torch.allclose(logits[1:], expected[1:], rtol=1e-3, atol=1e-4):
-        change = float((logits[1:] - expected[1:]).abs().max())
+        change = float((logits[1:] - expected[1:]).detach().abs().max())
         yield probe.finding(
             "a row of only padding changes the other rows of its batch",
             evidence={"largest_change_of_a_logit": change},
             repair="mask and normalise each row by itself",
         )
     if stream == "source":
+        real[stream][0, 0] = True
+        if some_pads_matter(probe, real):
+            return  # its pads are not masked at all: attends-to-pads says so
+        real[stream][0, 0] = False
         yield from uniform_over_pads(probe, padded, real, mine, where_row)
+
+
+def some_pads_matter(probe: Probe, real: dict[str, Tensor]) -> bool:
+    """Whether pads are read even beside a real token."""
+    batch = probe.batch(real)
+    model, noise = probe.precise(batch)
+    question = Question(probe, model, batch, "source")
+    return question.effect(~real["source"]) > noise * float(question.logits.abs().max())
 
 
 def uniform_over_pads(
@@ -222,7 +238,7 @@ def uniform_over_pads(
 ) -> Iterator[Finding]:
     """With no source left to read, what its padding holds must not be read instead."""
     model, noise = probe.precise(batch)
-    question = Question(probe, model, batch)
+    question = Question(probe, model, batch, "source")
     control = question.effect(only(real["source"].shape, 3) & real["source"])
     leak = question.effect(~real["source"])
     if control > 0 and leak > noise * control:
