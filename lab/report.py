@@ -57,6 +57,10 @@ class Finding:
     repair: str = ""
     lesson: str = ""
 
+    def __post_init__(self) -> None:
+        if self.severity not in SEVERITIES:
+            raise ValueError(f"severity is {self.severity!r}; it is one of {', '.join(SEVERITIES)}.")
+
     def text(self) -> str:
         """`[P2] sentence. File: labels.py lines 31–38 (shift_right).`, then evidence, repair and lesson."""
         place = f" File: {self.where}." if self.where else ""
@@ -69,7 +73,7 @@ def show(evidence: dict[str, Any]) -> str:
     """`name value; name value`, floats to three digits."""
     parts = []
     for name, value in evidence.items():
-        parts.append(f"{name.replace('_', ' ')} {f'{value:.3g}' if isinstance(value, float) else value}")
+        parts.append(f"{name} {f'{value:.3g}' if isinstance(value, float) else value}")
     return "; ".join(parts)
 
 

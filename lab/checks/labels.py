@@ -63,7 +63,7 @@ def padding_crash(probe: Probe) -> Iterator[Finding]:
                 f"padding of {key} is id {value}, an ordinary id, and not pad_id {subject.pad_id}: "
                 f"a mask that looks for pad_id does not cover it",
                 "P3",
-                evidence={"positions": ids.numel(), "id": value, "pad_id": subject.pad_id},
+                evidence={"positions": ids.numel(), "id": value, "pad id": subject.pad_id},
                 where=origins.of(batch[key]),
                 repair=f"where the label is {subject.ignore_index}, put pad_id; a clamp only makes it a valid id",
             )
@@ -83,7 +83,7 @@ def out_of_range(
     name = "ids" if key is None else str(key)
     left_over = int((ids == ignore).sum())
     end = f"the lookup fails ({type(crash).__name__})" if crash else "the lookup silently reads another row"
-    evidence = {"wrong_ids": int(wrong.sum()), "of": ids.numel(), "lowest": int(ids.min()), "highest": int(ids.max())}
+    evidence = {"wrong ids": int(wrong.sum()), "of": ids.numel(), "lowest": int(ids.min()), "highest": int(ids.max())}
     if left_over:
         message = f"{name} still hold the label value {ignore} of padded positions: {end} on padded batches"
         repair = f"where the labels are {ignore}, feed pad_id: masked_fill(ids == {ignore}, pad_id) after shifting"
@@ -91,7 +91,7 @@ def out_of_range(
         message = f"{name} hold ids that the embedding has no row for: {end}"
         repair = "make the table as large as the tokenizer, or find the id that is not the tokenizer's"
     return probe.finding(
-        message, evidence=evidence | {f"of_them_{ignore}": left_over, "rows": rows}, where=where, repair=repair
+        message, evidence=evidence | {f"of them {ignore}": left_over, "rows": rows}, where=where, repair=repair
     )
 
 

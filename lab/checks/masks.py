@@ -206,7 +206,7 @@ def fully_masked_row(probe: Probe) -> Iterator[Finding]:
         yield probe.finding(
             f"a row of only padding makes {'outputs' if bad else 'gradients'} NaN or infinite ({where_row})",
             "P2" if mine else "P3",
-            evidence={"non_finite_logits": bad, "of": logits.numel(), "parameters_with_such_gradients": len(bad_grads)},
+            evidence={"non-finite logits": bad, "of": logits.numel(), "parameters with such gradients": len(bad_grads)},
             repair="give a query that may attend nowhere zeros: scaled_dot_product_attention with a boolean mask does",
         )
         return
@@ -214,7 +214,7 @@ def fully_masked_row(probe: Probe) -> Iterator[Finding]:
         change = float((logits[1:] - expected[1:]).detach().abs().max())
         yield probe.finding(
             "a row of only padding changes the other rows of its batch",
-            evidence={"largest_change_of_a_logit": change},
+            evidence={"largest change of a logit": change},
             repair="mask and normalise each row by itself",
         )
     if stream == "source":

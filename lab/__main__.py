@@ -1,0 +1,5 @@
+"""`python -m lab` is the command line."""
+
+from .cli import main
+
+main()
