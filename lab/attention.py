@@ -13,6 +13,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropo
     mask: attend mask, True = may attend. A query that may attend nowhere yields zeros, in the gradient too.
     mask None is plain causal, in the fastest kernel: T = S, or one new query that sees every key.
     """
+    if mask is None and query.size(2) not in (1, key.size(2)):
+        raise ValueError(f"{query.size(2)} queries and {key.size(2)} keys need a mask: which key may each attend to?")
     is_causal = mask is None and query.size(2) > 1
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
 

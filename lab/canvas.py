@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import functools
 import html
 import inspect
@@ -21,9 +22,11 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
+from torch import Tensor
 
 INK, GREY = "#1a1a1a", "#8a8a8a"
 ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
+CURVES = [(BLUE, "-", "o"), (VERMILLION, "--", "s"), (GREEN, "-.", "^"), (PURPLE, ":", "D"), (INK, "-", "v")]
 FONT = "DejaVu Sans"  # matplotlib brings it along, so every machine draws the same
 STYLE = {
     "font.family": FONT,
@@ -58,6 +61,11 @@ def width_of(text: str, size: float) -> float:
     return TextPath((0, 0), text.replace("$", "S"), size=size).get_extents().width / 72 if text.strip() else 0.0
 
 
+def number(value: float, _: Any = None) -> str:
+    """Four digits or, from a thousand on, all of them. The second argument is a tick's position."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def fit(text: str, width: float, size: float) -> str:
     """The text on one line, escapes for what has no glyph, cut so that it takes at most `width` inches."""
     text = "".join(c if c.isprintable() and ord(c) in glyphs() else c.encode("unicode_escape").decode() for c in text)
@@ -87,7 +95,7 @@ class Cell:
             how |= {"facecolor": "none", "edgecolor": self.frame, "hatch": "", "linewidth": 2.2}
             axes.add_patch(Rectangle((x + 0.02, y + 0.02), width - 0.04, height - 0.04, **how))
         size = 11 if width >= 0.36 else 8
-        behind = {"facecolor": self.fill, "edgecolor": "none", "pad": 0.8} if self.hatch else None
+        behind = {"facecolor": self.fill, "edgecolor": "none", "pad": 0.8} if self.hatch and self.text != "·" else None
         how = {"size": 17 if self.text == "·" else size, "color": self.ink, "bbox": behind, "ha": "center"}
         write(axes, x + width / 2, y + height / 2, fit(self.text, width - 0.05, size), **how)
 
@@ -104,7 +112,7 @@ class Grid:
     rows: Sequence[str]
     columns: Sequence[str]
     title: str = ""
-    caption: str = ""
+    caption: tuple[str, ...] = ()
     cell: float = 0.36
     rule: int = 0
 
@@ -120,16 +128,16 @@ class Grid:
         self.height = min(self.width, 0.36)
         self.turned = label > self.width - 0.06
         self.wide, self.high = self.width * count, self.height * len(self.cells)
-        self.heading = textwrap.wrap(self.title, max(28, int((self.left + self.wide) / 0.105)))
-        self.top = 0.26 * len(self.heading) + 0.26 * bool(self.caption) + (label + 0.16 if self.turned else 0.28)
+        heading = textwrap.wrap(self.title, int(max(self.left + self.wide, min(room, 4.5)) / 0.1))
+        caption = "    ".join(self.caption)
+        captions = [caption] if width_of(caption, 10) <= room else self.caption
+        self.lines = [(line, 12, "bold") for line in heading] + [(line, 10, "normal") for line in captions if line]
+        self.top = 0.26 * len(self.lines) + (label + 0.16 if self.turned else 0.28)
+        self.span = max([self.left + self.wide, *(width_of(line, size) * 1.1 for line, size, _ in self.lines)])
 
     def draw(self, axes: Any, x: float, y: float) -> None:
         """x, y: where the first cell begins."""
-        lines = [
-            *((line, 12, "bold") for line in self.heading),
-            *([(self.caption, 10, "normal")] if self.caption else []),
-        ]
-        for at, (line, size, weight) in enumerate(lines):
+        for at, (line, size, weight) in enumerate(self.lines):
             write(axes, x - self.left, y - self.top + 0.1 + 0.26 * at, line, size, weight=weight)
         how = {"rotation": 90, "va": "bottom"} if self.turned else {"va": "baseline"}
         for at, label in enumerate(self.short_columns):
@@ -158,7 +166,7 @@ def compose(grids: Sequence[Grid], across: int = 1) -> Figure:
         x, y = 0.0, y + max(grid.top for grid in line)
         for grid, left in zip(line, lefts, strict=False):
             grid.draw(axes, x + left, y)
-            x += left + grid.wide + 0.3
+            x += max(left + grid.wide, grid.span) + 0.3
         wide, y = max(wide, x - 0.3), y + max(grid.high for grid in line) + 0.25
     legend: dict[str, Cell] = {}
     for cell in itertools.chain.from_iterable(row for grid in grids for row in grid.cells):
@@ -178,6 +186,27 @@ def compose(grids: Sequence[Grid], across: int = 1) -> Figure:
     return figure
 
 
+def check_labels(name: str, values: Tensor, rows: Sequence, columns: Sequence, of: tuple[str, str]) -> None:
+    """Raises ValueError unless values is (rows, columns) and holds something."""
+    if values.dim() != 2 or not values.numel():
+        raise ValueError(f"{name} has shape {tuple(values.shape)}; a picture needs two dimensions, none of them 0.")
+    for kind, size, given, what in zip(("rows", "columns"), values.shape, (rows, columns), of, strict=True):
+        if size != len(given):
+            raise ValueError(f"{name} has {size} {kind}, but {len(given)} {what} are given; give one for each.")
+
+
+def table(grids: Sequence[Grid]) -> bytes:
+    """The data behind the picture as CSV, a line for each cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["panel", "row", "column", "cell", "meaning", "note"])
+    for grid in grids:
+        for row, cells in zip(grid.rows, grid.cells, strict=True):
+            for column, cell in zip(grid.columns, cells, strict=True):
+                writer.writerow([grid.title, row, column, cell.text, cell.name, cell.note])
+    return text.getvalue().encode()
+
+
 def drawn(make: Callable[..., Grid]) -> Callable[..., Figure]:
     """A function that makes a grid -> one that draws it; `.grid` is the first, to put several on one figure."""
 
@@ -193,8 +222,9 @@ def drawn(make: Callable[..., Grid]) -> Callable[..., Figure]:
 @styled
 def render(figure: Figure, form: str) -> bytes:
     """The figure as "svg" or "png": the same bytes every time, without date and version."""
-    metadata = {"Title": figure.get_label() or None}
-    metadata |= {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
+    metadata = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
+    if figure.get_label():
+        metadata["Title"] = figure.get_label()
     buffer = io.BytesIO()
     figure.savefig(buffer, format=form, dpi=144, bbox_inches="tight", pad_inches=0.12, metadata=metadata)
     return buffer.getvalue()

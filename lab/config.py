@@ -61,6 +61,11 @@ class ModelConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.vocab_size:
                 raise ValueError(f"{name} is {value}; the vocabulary has ids 0..{self.vocab_size - 1}.")
+        for name in ("bos_id", "eos_id"):
+            if self.pad_id is not None and self.pad_id == getattr(self, name):
+                raise ValueError(
+                    f"pad_id and {name} are both {self.pad_id}; masks would hide that token: give pads an id."
+                )
 
     @property
     def head_width(self) -> int:

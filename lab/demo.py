@@ -63,7 +63,7 @@ def run(quick: bool = False, out: Path = Path("figures"), device: str = "cpu") -
     draw_matrix(out)
     healthy = train(data, budget.steps, budget, where, "translator")
     show_translations(data, healthy.model)
-    lost_dropout(data, healthy.history, budget, where)
+    lost_dropout(data, healthy.history, budget, where, out)
     say(Rule("Next"))
     say(f"The demo took {time.perf_counter() - began:.0f} s. Open the notebooks with [bold]make lab[/]:")
     for name in NOTEBOOKS:
@@ -286,8 +286,10 @@ def spread(count: int, wanted: int = 5) -> list[int]:
     return [count * (2 * i + 1) // (2 * wanted) for i in range(wanted)]
 
 
-def lost_dropout(data: Translation, healthy: History, budget: Budget, device: torch.device) -> None:
+def lost_dropout(data: Translation, healthy: History, budget: Budget, device: torch.device, out: Path) -> None:
     """The same training with stuck-in-eval injected, against the healthy run at the same steps."""
+    from . import draw
+
     say(Rule("The same training, stuck in eval after its first evaluation"))
     with faults.get("stuck-in-eval-transformer").inject():
         broken = train(data, budget.stuck_steps, budget, device, "stuck in eval")
@@ -301,6 +303,11 @@ def lost_dropout(data: Translation, healthy: History, budget: Budget, device: to
             stuck = other[row["step"]]
             table.add_row(str(row["step"]), f"{row['loss']:.3f}", f"{stuck:.3f}", f"{stuck - row['loss']:+.3f}")
     say(table)
+    runs = {"healthy": healthy.evaluations, "stuck in eval": broken.history.evaluations}
+    curves = {name: ([row["step"] for row in rows], [row["loss"] for row in rows]) for name, rows in runs.items()}
+    figure = draw.curves(curves, xlabel="step", ylabel="validation loss (nats per token)", title="Lost dropout")
+    draw.save(figure, out / "lost_dropout.svg")
+    say(f"drawn in {out / 'lost_dropout.svg'}")
 
 
 def two_passes(model: Transformer, batch: dict[str, Tensor], what: str) -> str:

@@ -49,7 +49,7 @@ class LanguageModel(nn.Module):
         attentions = []
         for i, block in enumerate(self.blocks):
             x, weights = block(x, mask, cache=None if cache is None else cache.layers[i], need_weights=need_weights)
-            attentions += weights
+            attentions.append(weights[0])
         logits = self.head(self.norm(x))
         loss = None if labels is None else cross_entropy(logits, labels)
         return ModelOutput(logits, loss, {"decoder": attentions} if need_weights else {})

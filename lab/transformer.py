@@ -50,18 +50,18 @@ class Transformer(nn.Module):
                 f"input_ids has {len(input_ids)} rows and decoder_input_ids {len(decoder_input_ids)}; "
                 f"each source needs its target."
             )
-        attentions = {"encoder": [], "decoder": [], "cross": []} if need_weights else {}
+        attentions = {"encoder": [], "decoder": [], "cross": []} if need_weights else None
         memory = self.encode(input_ids, attentions)
         logits = self.decode(decoder_input_ids, memory, masks.key_is_real(input_ids, self.config.pad_id), attentions)
-        return ModelOutput(logits, None if labels is None else cross_entropy(logits, labels), attentions)
+        return ModelOutput(logits, None if labels is None else cross_entropy(logits, labels), attentions or {})
 
     def encode(self, input_ids: Tensor, attentions: dict[str, list[Tensor]] | None = None) -> Tensor:
         """input_ids (B, S) -> memory (B, S, D)."""
         x = self.embedder(input_ids)
         mask = masks.key_is_real(input_ids, self.config.pad_id)
         for block in self.encoder:
-            x, weights = block(x, mask, need_weights=bool(attentions))
-            if attentions:
+            x, weights = block(x, mask, need_weights=attentions is not None)
+            if attentions is not None:
                 attentions["encoder"].append(weights[0])
         return self.encoder_norm(x)
 
@@ -82,8 +82,8 @@ class Transformer(nn.Module):
         mask = masks.decoder(past, self.config.pad_id, decoder_input_ids.size(1))
         for i, block in enumerate(self.decoder):
             layer_cache = None if cache is None else cache.layers[i]
-            x, weights = block(x, mask, memory, memory_mask, cache=layer_cache, need_weights=bool(attentions))
-            if attentions:
+            x, weights = block(x, mask, memory, memory_mask, cache=layer_cache, need_weights=attentions is not None)
+            if attentions is not None:
                 attentions["decoder"].append(weights[0])
                 attentions["cross"].append(weights[1])
         return self.head(self.decoder_norm(x))

@@ -160,3 +160,9 @@ def test_reorder_moves_rows_with_all_their_past():
     keys, values = cache.layers[0].append(key[:, :, :1], value[:, :, :1])
     assert cache.extend(torch.tensor([[9], [9]])).tolist() == [[7, 8, 9], [7, 8, 9]]
     assert torch.equal(keys[:, :, :2], key[[1, 1]]) and torch.equal(values[:, :, :2], value[[1, 1]])
+
+
+def test_a_chunk_without_a_mask_is_refused():
+    query, key = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 5, 4)
+    with pytest.raises(ValueError, match="3 queries and 5 keys need a mask"):
+        attend(query, key, key, None)

@@ -37,7 +37,7 @@ def test_wrong_values_are_named(changes, message):
 
 
 def test_the_ends_of_each_range_are_allowed():
-    config = ModelConfig(1, 1, 1, 1, 1, 1, dropout=0.0, pad_id=0, bos_id=0, eos_id=0)
+    config = ModelConfig(2, 1, 1, 1, 1, 1, dropout=0.0, pad_id=0, bos_id=1, eos_id=1)
     assert config.head_width == 1
 
 
@@ -61,3 +61,9 @@ def test_an_unknown_preset_names_the_nearest_and_all():
     with pytest.raises(ValueError, match=r"unknown preset 'translater'. Did you mean 'translator'\?") as error:
         preset("translater")
     assert all(name in str(error.value) for name in PRESETS)
+
+
+@pytest.mark.parametrize("name", ["bos_id", "eos_id"])
+def test_padding_needs_an_id_of_its_own(name):
+    with pytest.raises(ValueError, match=f"pad_id and {name} are both 0"):
+        ModelConfig(4, pad_id=0, **{name: 0})

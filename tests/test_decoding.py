@@ -189,44 +189,42 @@ def until(eos: int, ids: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("num_beams", [2, 3, 4])
-@pytest.mark.parametrize("seed", range(4))
-def test_beam_search_equals_hugging_face(seed, num_beams):
+def test_beam_search_equals_hugging_face(num_beams):
     from test_parity import gpt2
 
     def never_pad(module, inputs, logits):  # theirs would attend to a pad of its own making, ours not
         return logits.index_fill(-1, torch.tensor(PAD), -1e4)
 
-    ours, theirs, _ = gpt2(seed)
-    ours.head.register_forward_hook(never_pad)
-    theirs.lm_head.register_forward_hook(never_pad)
-    new, width = 6, max(map(len, PROMPTS))
-    prompts = pad(PROMPTS, PAD, "left")
-    ended = []
-    for eos in range(3, 20, 3):  # so that some rows end early, some late and some never
-        expected = theirs.generate(
-            input_ids=prompts,
-            attention_mask=(prompts != PAD).long(),
-            max_new_tokens=new,
-            num_beams=num_beams,
-            do_sample=False,
-            early_stopping=False,
-            length_penalty=1.0,
-            eos_token_id=eos,
-            pad_token_id=PAD,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-        ours.config = ours.config.replace(eos_id=eos)
-        found = ours.generate(prompts, new, num_beams=num_beams)
-        for prompt, row, other, score in zip(
-            PROMPTS, found, expected.sequences, expected.sequences_scores, strict=True
-        ):
-            kept, other = (until(eos, ids[width:].tolist()) for ids in (row, other))
-            assert kept == other  # after EOS theirs has EOS where its pad id is 0
-            ended.append(eos in kept)
-            log_p = ours(torch.tensor([prompt + kept[:-1]])).logits[0, -len(kept) :].log_softmax(-1)
-            mean = log_p[range(len(kept)), kept].mean()  # length_penalty 1: per generated token, EOS included
-            torch.testing.assert_close(mean, score, atol=1e-5, rtol=0)
+    prompts, ended = pad(PROMPTS, PAD, "left"), []
+    for seed in range(4):
+        ours, theirs, _ = gpt2(seed)
+        ours.head.register_forward_hook(never_pad)
+        theirs.lm_head.register_forward_hook(never_pad)
+        for eos in range(2, 20, 2):  # so that some rows end early, some late and some never
+            expected = theirs.generate(
+                input_ids=prompts,
+                attention_mask=(prompts != PAD).long(),
+                max_new_tokens=6,
+                num_beams=num_beams,
+                do_sample=False,
+                early_stopping=False,
+                length_penalty=1.0,
+                eos_token_id=eos,
+                pad_token_id=PAD,
+                return_dict_in_generate=True,
+                output_scores=True,
+            )
+            ours.config = ours.config.replace(eos_id=eos)
+            found = ours.generate(prompts, 6, num_beams=num_beams)
+            for prompt, row, other, score in zip(
+                PROMPTS, found, expected.sequences, expected.sequences_scores, strict=True
+            ):
+                kept, other = (until(eos, ids[prompts.size(1) :].tolist()) for ids in (row, other))
+                assert kept == other  # after EOS theirs has EOS where its pad id is 0
+                ended.append(eos in kept)
+                log_p = ours(torch.tensor([prompt + kept[:-1]])).logits[0, -len(kept) :].log_softmax(-1)
+                mean = log_p[range(len(kept)), kept].mean()  # length_penalty 1: per generated token, EOS included
+                torch.testing.assert_close(mean, score, atol=1e-5, rtol=0)
     assert set(ended) == {True, False}
 
 

@@ -1,0 +1,91 @@
+"""The command line: the demo shows what it says, and bad input ends in one clear line."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from lab import cli, faults
+
+runner = CliRunner()
+
+
+def run(*arguments, **env):
+    return subprocess.run(
+        [sys.executable, "-m", "lab", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200", **env},
+        timeout=300,
+    )
+
+
+def test_faults_lists_every_fault_with_its_check_and_lesson():
+    out = runner.invoke(cli.app, ["faults"]).output
+    for fault in faults.all():
+        assert fault.id in out and fault.caught_by in out and fault.lesson in out
+
+
+@pytest.mark.parametrize("fault", faults.all(), ids=lambda fault: fault.id)
+def test_show_prints_the_diff(fault):
+    result = runner.invoke(cli.app, ["faults", "show", fault.id])
+    assert result.exit_code == 0
+    assert str(fault.diff()).strip() in result.output
+
+
+def test_an_unknown_fault_is_one_line_with_the_names():
+    result = run("faults", "show", "paddin-crash")
+    assert result.returncode == 2
+    assert "Did you mean 'padding-crash'" in result.stderr and "attends-to-pads" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_help_does_not_load_torch():
+    code = "import sys, lab.cli; from typer.testing import CliRunner; CliRunner().invoke(lab.cli.app, ['--help']); "
+    result = subprocess.run([sys.executable, "-c", code + "sys.exit('torch' in sys.modules)"], check=False)
+    assert result.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("figures")
+    return run("demo", "--quick", "--out", str(out)), out
+
+
+def test_the_demo_shows_every_finding_broken_and_repaired(demo):
+    result, _ = demo
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("✘ Broken") == result.stdout.count("✔ Repaired") == 4
+    assert result.stdout.count("nothing found by") == 4
+    for expected in ("IndexError", "[P2]", "[P3]", "-100 ×", "differ by 0 ", "identical: its dropout is gone", "chrF2"):
+        assert expected in result.stdout.replace("by 0 after", "differ by 0 after"), expected
+    assert "Warning" not in result.stderr
+
+
+def test_the_demo_draws_its_figures_and_names_the_notebooks(demo):
+    result, out = demo
+    assert {path.name for path in out.iterdir()} >= {"fault_matrix.svg", "lost_dropout.svg"}
+    for name in ("00_start_here", "01_padding_crash", "02_attending_to_pads", "03_stuck_in_eval"):
+        assert f"notebooks/{name}.ipynb" in result.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_a_device_that_is_not_there():
+    result = run("demo", "--quick", "--device", "cuda")
+    assert result.returncode == 2
+    assert "device 'cuda' is not there" in result.stderr and "use cpu" in result.stderr
+
+
+def test_a_folder_for_figures_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    result = run("demo", "--quick", "--out", str(tmp_path / "file" / "figures"))
+    assert result.returncode == 2 and str(tmp_path / "file") in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    result = run("demo", "--quick", "--out", str(tmp_path), LAB_CACHE=str(tmp_path / "file" / "cache"))
+    assert result.returncode == 2 and "LAB_CACHE" in result.stderr and "Traceback" not in result.stderr
