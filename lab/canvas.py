@@ -19,9 +19,9 @@ from typing import Any
 import matplotlib.style
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont, get_font
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 from torch import Tensor
 
 INK, GREY = "#1a1a1a", "#8a8a8a"
@@ -55,10 +55,16 @@ def glyphs() -> frozenset[int]:
     return frozenset(get_font(findfont(FONT)).get_charmap())
 
 
+def readable(text: str) -> str:
+    """The text on one line, with escapes for what has no glyph."""
+    return "".join(c if c.isprintable() and ord(c) in glyphs() else c.encode("unicode_escape").decode() for c in text)
+
+
 @functools.lru_cache(4096)
 def width_of(text: str, size: float) -> float:
-    """In inches. A dollar sign, which would start a formula, is as wide as an S."""
-    return TextPath((0, 0), text.replace("$", "S"), size=size).get_extents().width / 72 if text.strip() else 0.0
+    """In inches."""
+    font = FontProperties(family=FONT, size=size)
+    return text_to_path.get_text_width_height_descent(readable(text), font, ismath=False)[0] / 72 if text else 0.0
 
 
 def number(value: float, _: Any = None) -> str:
@@ -67,8 +73,8 @@ def number(value: float, _: Any = None) -> str:
 
 
 def fit(text: str, width: float, size: float) -> str:
-    """The text on one line, escapes for what has no glyph, cut so that it takes at most `width` inches."""
-    text = "".join(c if c.isprintable() and ord(c) in glyphs() else c.encode("unicode_escape").decode() for c in text)
+    """The readable text, cut so that it takes at most `width` inches."""
+    text = readable(text)
     if width_of(text, size) <= width:
         return text
     while len(text) > 1 and width_of(f"{text}…", size) > width:
@@ -101,7 +107,7 @@ class Cell:
 
 
 def write(axes: Any, x: float, y: float, text: str, size: float = 10, **how: Any) -> None:
-    axes.text(x, y, text, **{"size": size, "va": "center_baseline", "parse_math": False, **how})
+    axes.text(x, y, readable(text), **{"size": size, "va": "center_baseline", "parse_math": False, **how})
 
 
 @dataclass
