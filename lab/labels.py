@@ -91,7 +91,7 @@ def count_targets(labels: Tensor) -> int:
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean negative log likelihood in nats over the labels that count: logits (B, T, V), labels (B, T) -> ().
 
-    Zero, not NaN, where none counts, so that one empty batch cannot poison the weights.
+    Zero, not NaN, where none counts: a NaN would spoil every average that the loss enters.
     """
     if logits.dim() != 3 or logits.shape[:-1] != labels.shape:
         raise ValueError(

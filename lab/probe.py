@@ -181,6 +181,13 @@ def restored(model: nn.Module) -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
 
 
+def replaced(batch: Any, changes: dict[Any, Any]) -> Any:
+    """The batch with some entries changed."""
+    if isinstance(batch, Mapping):
+        return {**batch, **changes}
+    return tuple(changes.get(i, value) for i, value in enumerate(batch))
+
+
 class Probe:
     """A subject under the instruments of one check; `precise` works on a copy, so the user's model is left alone."""
 
@@ -213,6 +220,18 @@ class Probe:
             if finite or dtype is None:
                 return model, noise
         raise Missing(f"the model does not take the probe's batch of its own kind ({problem.splitlines()[0]})")
+
+    def readable(self) -> Any:
+        """The user's batch, with left-over labels among its ids (padding-crash reports them) taken for padding."""
+        subject = self.subject
+        if subject.pad_id is None:
+            return subject.batch
+        keys = [key for key, _ in subject.streams.values()]
+        repaired = {
+            key: subject.batch[key].masked_fill(subject.batch[key] == subject.ignore_index, subject.pad_id)
+            for key in keys
+        }
+        return replaced(subject.batch, repaired)
 
     def ordinary_ids(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         """Random token ids with no special one among them."""
@@ -248,7 +267,7 @@ class Probe:
             # What else the user's batch holds has the user's sizes; the model must do without it.
             known = {key: value for key, value in base.items() if not isinstance(value, Tensor)}
             return {**known, **changes}
-        return tuple(changes.get(i, value) for i, value in enumerate(base))
+        return replaced(base, changes)
 
     def finding(self, message: str, severity: str | None = None, **details: Any) -> Finding:
         """A finding of this check, at its own severity unless another is given."""

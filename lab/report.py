@@ -42,7 +42,8 @@ class Where:
 
     def __str__(self) -> str:
         lines = f"line {self.first}" if self.first == self.last else f"lines {self.first}–{self.last}"
-        return f"{Path(self.path).name} {lines} ({self.symbol})"
+        name = "a cell of this notebook," if "ipykernel_" in self.path else Path(self.path).name
+        return f"{name} {lines} ({self.symbol})"
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Report:
 
     def _repr_html_(self) -> str:
         """A table that needs neither style sheet nor script."""
-        rows = []
+        rows, left = [], "text-align:left;vertical-align:top"
         for finding in self.findings + self.notes:
             place = f"<br><small>{html.escape(str(finding.where))}</small>" if finding.where else ""
             details = "".join(
@@ -132,12 +133,16 @@ class Report:
                 for name, value in (("repair", finding.repair), ("lesson", finding.lesson))
                 if value
             )
-            rows.append(
-                f'<tr><th scope="row">{finding.severity}</th><td><code>{html.escape(finding.check)}</code></td>'
-                f'<td style="text-align:left">{html.escape(finding.message)}{place}{details}</td>'
-                f'<td style="text-align:left">{html.escape(show(finding.evidence))}</td></tr>'
-            )
-        head = "".join(f'<th scope="col">{name}</th>' for name in ("severity", "check", "finding", "evidence"))
+            cells = [
+                f'<code style="white-space:nowrap">{html.escape(finding.check)}</code>',
+                f"{html.escape(finding.message)}{place}{details}",
+                html.escape(show(finding.evidence)),
+            ]
+            row = "".join(f'<td style="{left}">{cell}</td>' for cell in cells)
+            rows.append(f'<tr><th scope="row" style="{left}">{finding.severity}</th>{row}</tr>')
+        head = "".join(
+            f'<th scope="col" style="{left}">{name}</th>' for name in ("severity", "check", "finding", "evidence")
+        )
         body = "".join(rows) or '<tr><td colspan="4">no finding</td></tr>'
         foot = "".join(f"<br>{html.escape(name)} skipped: {html.escape(why)}" for name, why in self.skipped.items())
         foot += "".join(f"<br>ERROR in {html.escape(name)}: {html.escape(why)}" for name, why in self.errors.items())

@@ -131,8 +131,8 @@ class Subject:
         """Which positions of the user's batch hold tokens and not padding, (B, T), by pad_id, else by the mask."""
         ids, mask_key = self.ids(stream), self.streams[stream][1]
         mask = tensors_of(self.batch).get(mask_key)
-        if self.pad_id is not None and bool((ids == self.pad_id).any()):
-            return ids != self.pad_id
+        if self.pad_id is not None and bool((ids == self.pad_id).any() | (ids == self.ignore_index).any()):
+            return (ids != self.pad_id) & (ids != self.ignore_index)  # a label left over from padding is padding
         if mask is None or mask.shape != ids.shape:
             return torch.ones_like(ids, dtype=torch.bool)
         # Without a pad id the mask alone tells, and most of a batch is not padding.

@@ -102,7 +102,7 @@ def notes_on_the_model(model):
 
 
 @contextmanager
-def undoes_the_outer_one(model):
+def notes_once(model):
     if not hasattr(model, "noted"):
         model.noted = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -111,7 +111,6 @@ def undoes_the_outer_one(model):
     finally:
         for module, training in model.noted:
             module.training = training
-        model.noted = [(module, module.training) for module in model.modules()]
 
 
 @contextmanager
@@ -178,7 +177,7 @@ REPAIRS: list[tuple[str, Callable[..., Any]]] = [
     ("the model's own flag does not speak", wakes_only_its_own),
     ("a part with two parents woke up", recursive_train),
     ("local variable", notes_on_the_model),
-    ("the inner with undid the outer one", undoes_the_outer_one),
+    ("the inner with undid the outer one", notes_once),
     ("where is the finally?", no_finally),
     ("swallows the exception", swallows),
     ("GeneratorExit", except_exception),
@@ -254,11 +253,6 @@ def lost_on_a_raise(model, function):
     return answer
 
 
-def watches_the_outermost_of_mixed(model, function):
-    with solution(model):
-        return from_train_and_eval(model, function)
-
-
 def one_part_unseen(model, function):
     """Looks at the encoder alone."""
     with solution(model):
@@ -274,8 +268,8 @@ def one_part_unseen(model, function):
 CHECKS: list[tuple[str, Callable[..., Any]]] = [
     ("return True or False", lambda model, function: function(model)),
     ("never calls the function", lambda model, function: True),
-    ("never says True", lambda model, function: bool(function(model))),
-    ("says True for a generate() that leaves", lambda model, function: not function(model)),
+    ("never says True", lambda model, function: right(model, function) and False),
+    ("says True for a generate() that leaves", lambda model, function: right(model, function) or True),
     ("other modes than it found", leaves_them),
     ("the wrong way round", lambda model, function: not right(model, function)),
     ("model.training alone", outermost_flag),

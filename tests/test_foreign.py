@@ -345,3 +345,11 @@ def test_missing_logits_are_asked_for():
 
     with pytest.raises(Missing, match="forward=lambda"):
         Subject(Scalar(), {"idx": RIGHT}).logits(Scalar(), {"idx": RIGHT})
+
+
+def test_two_of_the_reviews_findings_do_not_hide_each_other():
+    """Left-over labels crash the user's batch; the missing mask is told all the same, at its full severity."""
+    batch = pairs_batch("left")
+    batch["tgt"] = batch["tgt"].masked_fill(batch["tgt"] == PAD, -100)
+    report = lab.diagnose(Subject(transformer("source memory"), batch, pad_id=PAD))
+    assert found(report) == {("padding-crash", "P2"), ("attends-to-pads", "P2")}

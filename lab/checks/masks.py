@@ -141,6 +141,8 @@ def pads_matter(probe: Probe, stream: str, leaks: dict[str, tuple[float, tuple]]
     message = f"padded {side} positions are attended to: what they hold changes real positions, first in {name}"
     if active:
         severity = "P2"
+    elif active is None:
+        severity, message = "P3", f"{message}; whether yours do cannot be told, for your batch does not pass the model"
     elif "right" in leaks:
         severity, message = "P3", f"{message}; your batch has no such padding, a padded batch would wake it"
     else:
@@ -154,8 +156,8 @@ def pads_matter(probe: Probe, stream: str, leaks: dict[str, tuple[float, tuple]]
     return probe.finding(message, severity, evidence=evidence, where=where, repair=repair)
 
 
-def on_own_batch(probe: Probe, stream: str) -> float:
-    """How far the user's own logits move at positions that count when what their pads hold is changed."""
+def on_own_batch(probe: Probe, stream: str) -> float | None:
+    """How far the user's own logits move, where they count, when what their pads hold is changed; None: unknown."""
     subject = probe.subject
     pads = ~subject.real(stream)
     if not pads.any():
@@ -165,12 +167,13 @@ def on_own_batch(probe: Probe, stream: str) -> float:
         counts = subject.real("target") if "target" in subject.streams else labels != subject.ignore_index
         if labels is not None and labels.shape == counts.shape and bool((labels != subject.ignore_index).any()):
             counts = counts & (labels != subject.ignore_index)
-        model, noise = probe.precise(subject.batch)
-        question = Question(probe, model, subject.batch, stream)
+        batch = probe.readable()
+        model, noise = probe.precise(batch)
+        question = Question(probe, model, batch, stream)
         moved = question.effect(pads, counts)
         return moved if moved > noise * float(question.logits.abs().max()) else 0.0
     except Exception:
-        return 0.0  # the user's batch does not pass the model: another check says why
+        return None  # the user's batch does not pass the model: another check says why
 
 
 @check("fully-masked-row", severity="P2", family="masks", lesson="02_attending_to_pads")

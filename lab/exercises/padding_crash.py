@@ -33,8 +33,7 @@ def padded(side: str) -> Tensor:
 @grader("01a", title="-100 never reaches the embedding")
 def repair(shift_right: Callable[[Tensor, int, int], Tensor]) -> None:
     """The learner's function stands in for labels.shift_right: same ids for padding at the right, the left, inside."""
-    given = padded("right")
-    shifted = shift_right(given, START, PAD)
+    shifted = shift_right(given := padded("right"), START, PAD)
     require(isinstance(shifted, Tensor), f"your function returned {type(shifted).__name__}: return the shifted ids")
     same = torch.equal(given, padded("right"))
     require(same, "your function changed its labels, and the loss needs their -100: did you fill in place?")
@@ -44,10 +43,10 @@ def repair(shift_right: Callable[[Tensor, int, int], Tensor]) -> None:
     compare(shift_right(padded("left"), START, PAD), padded("left"), "left")
     holed = torch.tensor([[20, IGNORE_INDEX, 21, 22, 2]])
     shifted = shift_right(holed, START, PAD)
-    case = "a row with an ignored label inside"
-    require(int((shifted == START).sum()) == 1, f"{case} got the start token twice: only its first label starts it")
+    twice = int((shifted == START).sum()) > 1
+    require(not twice, "a row with an ignored label inside got the start token twice: only its first label starts it")
     right = torch.equal(shifted, labels.shift_right(holed, START, PAD))
-    require(right, f"{case} came out wrong: pad_id goes where that label was shifted to, the rest stays in place")
+    require(right, "a row with an ignored label inside came out wrong: only where that label moves to, put pad_id")
     for side in ("right", "left"):
         healthy = labels.collate_pairs(PAIRS, side=side, **SPECIAL)
         with faults.substituted("lab.labels:shift_right", shift_right):
@@ -63,8 +62,7 @@ def compare(shifted: Tensor, given: Tensor, side: str) -> None:
     first = real & (real.cumsum(dim=1) == 1)
     if torch.equal(shifted, wanted):
         return
-    left = int((shifted == IGNORE_INDEX).sum())
-    require(not left, f"-100 is still among the ids, {left} times: replace it before you shift, or after")
+    require(not (shifted == IGNORE_INDEX).any(), "-100 is still among the ids: replace it before you shift, or after")
     require(not torch.equal(shifted[:, 1:], given[:, 1:].masked_fill(~real[:, 1:], PAD)), "the ids are not shifted")
     require(not torch.equal(shifted[:, :-1][real[:, 1:]], given[:, 1:][real[:, 1:]]), "the ids are shifted to the left")
     wrong = set(shifted[wanted == PAD].tolist()) - {PAD}

@@ -77,10 +77,10 @@ def repair(evaluating: Callable[[nn.Module], AbstractContextManager]) -> None:
     require(len(left) < len(modes(model)), "after the with, the model is still in eval: nothing gives the modes back")
     require(
         not left,
-        f"after the with, only some modules are back in train and {len(left)} are not, {left[0]!r} first: "
+        f"after the with, only some modules are back in train and {len(left)} are not, {left[:1]} first: "
         f"`training` is a flag of each module, and modules() goes all the way down",
     )
-    model.eval()
+    model = Transformer(CONFIG).eval()
     with evaluating(model):
         pass
     require(not any(modes(model).values()), "a model that came in eval left in train: give back what you found")
@@ -98,8 +98,8 @@ def repair(evaluating: Callable[[nn.Module], AbstractContextManager]) -> None:
         lost = [name for name in after if before[name] and not after[name]]
         require(
             not lost,
-            f"{lost and lost[0]!r} was in train below a model in eval, and is in eval now: the model's own flag does "
-            f"not speak for its parts",
+            f"{lost[:1]} was in train below a model in eval, and is in eval now: the model's own flag does not speak "
+            f"for its parts",
         )
     nested(evaluating)
     endings(evaluating)

@@ -106,9 +106,9 @@ class Diff:
 
 
 def cell(line: str | None, mark: str, colour: str) -> str:
-    style = "text-align:left;padding:0 1em" + (f";background:{colour};color:#000" if colour else "")
-    code = f"<pre style='margin:0;background:none;color:inherit'>{mark}{html.escape(line or '')}</pre>"
-    return f"<td style='{style}'>{code}</td>"
+    style = "text-align:left;padding:0 .6em;font-size:85%" + (f";background:{colour};color:#000" if colour else "")
+    code = "margin:0;background:none;color:inherit;font-family:monospace;white-space:pre"
+    return f"<td style='{style}'><pre style='{code}'>{mark}{html.escape(line or '')}</pre></td>"
 
 
 def side_by_side(left: list[str], right: list[str]) -> Iterator[tuple[str | None, str | None]]:
