@@ -129,23 +129,32 @@ def traced(model: nn.Module) -> Iterator[Trace]:
 def culprit(model: nn.Module, before: Trace, after: Trace, differs: Callable[[Tensor, Tensor], bool | None]) -> tuple:
     """The first module whose inputs agree at the protected positions and whose output does not: (name, its code).
 
-    differs: whether two tensors differ at the protected positions; None where they have no such positions. The code
-    is that of the nearest enclosing module which PyTorch did not write, for the user's part in it is there.
+    differs: whether two tensors differ at the protected positions; None where they have no such positions.
     """
-    name = ""
-    for (called, _, ins, outs), (_, _, ins2, outs2) in zip(before.calls, after.calls, strict=False):
+    for (name, _, ins, outs), (_, _, ins2, outs2) in zip(before.calls, after.calls, strict=False):
         changed_in = any(differs(a, b) for a, b in zip(ins, ins2, strict=False))
-        changed_out = any(differs(a, b) for a, b in zip(outs, outs2, strict=False))
-        if changed_out and not changed_in:
-            name = called
-            break
-    path = name
+        if not changed_in and any(differs(a, b) for a, b in zip(outs, outs2, strict=False)):
+            return name, code_of(model, name)
+    return type(model).__name__, code_of(model, "")
+
+
+def first_non_finite(model: nn.Module, trace: Trace) -> tuple[str, Where | None]:
+    """The first module that makes NaN or infinity out of finite inputs: (name, its code)."""
+    for name, _, ins, outs in trace.calls:
+        if all(t.isfinite().all() for t in ins) and not all(t.isfinite().all() for t in outs):
+            return name, code_of(model, name)
+    return type(model).__name__, code_of(model, "")
+
+
+def code_of(model: nn.Module, name: str) -> Where | None:
+    """Where the forward of a submodule is written, or of the nearest enclosing module that PyTorch did not write: the
+    user's part in it is there.
+    """
     while True:
-        module = model.get_submodule(path)
-        where = Where.of(type(module).forward)
-        if where is None or not where.path.startswith(TORCH) or not path:
-            return name or type(model).__name__, where
-        path = path.rpartition(".")[0]
+        where = Where.of(type(model.get_submodule(name)).forward)
+        if where is None or not where.path.startswith(TORCH) or not name:
+            return where
+        name = name.rpartition(".")[0]
 
 
 @contextmanager

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from .config import TrainConfig
 from .labels import count_targets
@@ -39,20 +38,26 @@ class History:
     evaluations: list[dict[str, float]] = field(default_factory=list)
 
 
-def forever(loader: DataLoader) -> Iterator[Mapping[str, Tensor]]:
+def require_finite(name: str, value: Tensor, step: int) -> None:
+    """Stop before a NaN reaches the weights: a finite loss can have gradients that are not."""
+    if not value.isfinite():
+        raise FloatingPointError(f"the {name} is {value.item()} at step {step}; lower the rate or look at that batch.")
+
+
+def forever(loader: Iterable[Mapping[str, Tensor]]) -> Iterator[Mapping[str, Tensor]]:
     """Epoch after epoch, each in another order."""
     for epoch in itertools.count():
-        if hasattr(loader.batch_sampler, "set_epoch"):
+        if hasattr(getattr(loader, "batch_sampler", None), "set_epoch"):
             loader.batch_sampler.set_epoch(epoch)
         yield from loader
 
 
 def fit(
     model: nn.Module,
-    loader: DataLoader,
+    loader: Iterable[Mapping[str, Tensor]],
     config: TrainConfig,
     *,
-    validation: DataLoader | None = None,
+    validation: Iterable[Mapping[str, Tensor]] | None = None,
     on_step: Callable[[dict[str, float]], Any] | None = None,
     stop_after: int | None = None,
 ) -> History:
@@ -60,7 +65,7 @@ def fit(
 
     The model is put in train mode once, at the start: evaluate() is trusted to give the mode back. on_step is called
     with each step's record, for progress bars. stop_after: end early, on the same schedule. Raises FloatingPointError
-    naming the step where the loss is not finite, and ValueError for a batch without a target.
+    naming the step where loss or gradients are not finite, and ValueError for a batch without a target.
     """
     torch.manual_seed(config.seed)
     device = next(model.parameters()).device
@@ -77,11 +82,10 @@ def fit(
             group["lr"] = rate
         tokens = count_targets(batch["labels"])
         loss = model(**{key: value.to(device) for key, value in batch.items()}).loss
-        if not loss.isfinite():
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower the rate or look at that batch.")
+        require_finite("loss", loss, step)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        require_finite("gradient norm", torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm), step)
         optimizer.step()
         seconds = time.perf_counter() - start
         record = {"step": step, "loss": loss.item(), "rate": rate, "tokens": tokens, "seconds": seconds}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..probe import Lookups, Probe, Trace, culprit, traced
+from ..probe import Lookups, Probe, Trace, culprit, first_non_finite, traced
 from ..report import Finding
 from ..subject import Missing, clone
 from .base import check
@@ -195,21 +195,28 @@ def fully_masked_row(probe: Probe) -> Iterator[Finding]:
     model.requires_grad_(True)
     try:
         expected = subject.logits(model, clone(whole)).detach()
-        logits = subject.logits(model, clone(padded))
+        with traced(model) as trace:
+            logits = subject.logits(model, clone(padded))
     except Missing:
         raise
     except Exception as error:
         raise Missing(f"the model refuses a row of only padding ({type(error).__name__}: {error})") from error
     mine = bool((~subject.real(stream)).all(dim=1).any())
-    where_row = "your batch has such a row" if mine else "your batch has no such row; an empty source or prompt would"
+    where_row = (
+        "your batch has such a row" if mine else "your batch has no such row; an empty source or prompt would be"
+    )
     logits[real["target"]].sum().backward()
     bad_grads = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     bad = int((~logits.isfinite()).sum())
     if bad or bad_grads:
+        name, where = first_non_finite(model, trace)
+        own = own_batch_is_finite(probe, model)
         yield probe.finding(
-            f"a row of only padding makes {'outputs' if bad else 'gradients'} NaN or infinite ({where_row})",
-            "P2" if mine else "P3",
+            f"a row of only padding makes {'outputs' if bad else 'gradients'} NaN or infinite, first in {name} "
+            f"({where_row if own else 'your own batch does so already'})",
+            "P2" if mine or not own else "P3",
             evidence={"non-finite logits": bad, "of": logits.numel(), "parameters with such gradients": len(bad_grads)},
+            where=where,
             repair="give a query that may attend nowhere zeros: scaled_dot_product_attention with a boolean mask does",
         )
         return
@@ -226,6 +233,15 @@ def fully_masked_row(probe: Probe) -> Iterator[Finding]:
             return  # its pads are not masked at all: attends-to-pads says so
         real[stream][0, 0] = False
         yield from uniform_over_pads(probe, padded, real, mine, where_row)
+
+
+def own_batch_is_finite(probe: Probe, model: nn.Module) -> bool:
+    """Left padding suffices: under a causal mask its queries may attend to nothing."""
+    try:
+        with torch.no_grad():
+            return bool(probe.subject.logits(model, clone(probe.readable())).isfinite().all())
+    except Exception:
+        return True
 
 
 def some_pads_matter(probe: Probe, real: dict[str, Tensor]) -> bool:
