@@ -1,7 +1,7 @@
 """Lesson 03: its solutions pass, and each typical mistake is called by its name."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -126,10 +126,8 @@ def no_finally(model):
 def swallows(model):
     noted = [(module, module.training) for module in model.modules()]
     model.eval()
-    try:
+    with suppress(Exception):
         yield
-    except Exception:
-        pass
     for module, training in noted:
         module.training = training
 
@@ -174,7 +172,7 @@ REPAIRS: list[tuple[str, Callable[..., Any]]] = [
     ("modules() goes all the way down", direct_children),
     ("came in eval left in train", train_at_the_end),
     ("the frozen encoder woke up", back_if_it_was_train),
-    ("the model's own flag does not speak", wakes_only_its_own),
+    ("one flag is not all", wakes_only_its_own),
     ("a part with two parents woke up", recursive_train),
     ("local variable", notes_on_the_model),
     ("the inner with undid the outer one", notes_once),
@@ -272,7 +270,7 @@ CHECKS: list[tuple[str, Callable[..., Any]]] = [
     ("says True for a generate() that leaves", lambda model, function: right(model, function) or True),
     ("other modes than it found", leaves_them),
     ("the wrong way round", lambda model, function: not right(model, function)),
-    ("model.training alone", outermost_flag),
+    ("not model.training alone", outermost_flag),
     ("start from other modes too", as_it_comes),
     ("start from a mixed one", from_train_and_eval),
     ("one part in eval", one_part_unseen),

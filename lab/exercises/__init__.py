@@ -49,7 +49,7 @@ def expect(error_type: type[BaseException], match: str) -> Iterator[Expected]:
     print(_one_line(seen.error))
 
 
-def _one_line(error: BaseException, width: int = 120) -> str:
+def _one_line(error: BaseException, width: int = 100) -> str:
     """`IndexError: index out of range in self`: the type and the first line of the message."""
     first = next(iter(str(error).strip().splitlines()), "")
     line = f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -107,7 +107,7 @@ class Diff:
 
 def cell(line: str | None, mark: str, colour: str) -> str:
     style = "text-align:left;padding:0 .6em;font-size:85%" + (f";background:{colour};color:#000" if colour else "")
-    code = "margin:0;background:none;color:inherit;font-family:monospace;white-space:pre"
+    code = "margin:0;background:none;color:inherit;font-family:monospace;white-space:pre-wrap"
     return f"<td style='{style}'><pre style='{code}'>{mark}{html.escape(line or '')}</pre></td>"
 
 
