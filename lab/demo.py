@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from . import faults, labels, matrix
 from .config import TrainConfig
-from .data import PAD_ID, Translation, collate, translation
+from .data import PAD_ID, Translation, collate, pair_loader, translation
 from .diagnosis import diagnose
 from .language_model import LanguageModel
 from .report import Report
@@ -31,19 +30,7 @@ from .transformer import Transformer
 
 console = Console(highlight=False, soft_wrap=False)
 NOTEBOOKS = ("00_start_here", "01_padding_crash", "02_attending_to_pads", "03_stuck_in_eval")
-ROWS = [7, 21, 40]  # short training pairs of unequal length
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long the demo trains: steps of the healthy run, and of the run that loses its dropout."""
-
-    steps: int
-    stuck_steps: int
-    eval_every: int
-
-
-FULL, QUICK = Budget(steps=700, stuck_steps=400, eval_every=100), Budget(steps=20, stuck_steps=20, eval_every=10)
+ROWS = [21, 25, 24]  # short training pairs of unequal length
 
 
 def say(text: str = "") -> None:
@@ -53,17 +40,16 @@ def say(text: str = "") -> None:
 def run(quick: bool = False, out: Path = Path("figures"), device: str = "cpu") -> None:
     """The whole demo. Raises ValueError for a device that is not there, OSError for an `out` that cannot be written."""
     began = time.perf_counter()
-    budget, where = QUICK if quick else FULL, find_device(device)
+    where = find_device(device)
     out.mkdir(parents=True, exist_ok=True)
-    data = translation("jupyterlab-fr")
+    data = translation("jupyterlab-fr", vocab_size=1000, max_len=24)
     sizes = ", ".join(f"{len(rows)} {split}" for split, rows in data.splits.items())
     say(f"[bold]Real data[/]: JupyterLab's interface in English and French, human translations: {sizes} pairs.")
     show_batch(data)
     four_findings(data)
     draw_matrix(out)
-    healthy = train(data, budget.steps, budget, where, "translator")
-    show_translations(data, healthy.model)
-    lost_dropout(data, healthy.history, budget, where, out)
+    train_translator(data, 20 if quick else 600, where)
+    lost_dropout(20 if quick else 300, where, out)
     say(Rule("Next"))
     say(f"The demo took {time.perf_counter() - began:.0f} s. Open the notebooks with [bold]make lab[/]:")
     for name in NOTEBOOKS:
@@ -210,12 +196,6 @@ def draw_matrix(out: Path) -> None:
     say(f"drawn in {path}")
 
 
-@dataclass(frozen=True)
-class Trained:
-    model: Transformer
-    history: History
-
-
 @contextmanager
 def progress(name: str, steps: int) -> Iterator[Callable[[dict[str, float]], None]]:
     """A progress bar with loss, tokens/s and validation loss; one line an evaluation where there is no terminal."""
@@ -238,22 +218,17 @@ def progress(name: str, steps: int) -> Iterator[Callable[[dict[str, float]], Non
         yield on_step
 
 
-def train(data: Translation, steps: int, budget: Budget, device: torch.device, name: str) -> Trained:
-    """The same training each time but for what is injected: same seed, batches and schedule.
-
-    The schedule is that of the long run also where fewer steps are made, so that equal steps can be compared.
-    """
+def train_translator(data: Translation, steps: int, device: torch.device) -> None:
+    """English to French in about two minutes, and what came of it."""
+    say(Rule("A small English→French translator"))
     torch.manual_seed(0)
-    model = Transformer(data.config()).to(device)
-    warmup = max(1, budget.steps // 10)
-    config = TrainConfig(budget.steps, learning_rate=2e-3, warmup_steps=warmup, eval_every=budget.eval_every)
-    if name == "translator":
-        say(Rule("A small English→French translator"))
-        say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {steps} steps of about 1,024 tokens.")
-    with progress(name, steps) as on_step:
+    model = Transformer(data.config(d_model=192, d_ff=768)).to(device)
+    config = TrainConfig(steps, learning_rate=1e-3, warmup_steps=max(1, steps // 5), eval_every=max(1, steps // 10))
+    say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {steps} steps.")
+    with progress("translator", steps) as on_step:
         loader = data.loader("train", max_tokens=1024)
-        history = fit(model, loader, config, validation=data.loader("validation"), on_step=on_step, stop_after=steps)
-    return Trained(model, history)
+        fit(model, loader, config, validation=data.loader("validation"), on_step=on_step)
+    show_translations(data, model)
 
 
 def show_translations(data: Translation, model: Transformer) -> None:
@@ -286,33 +261,62 @@ def spread(count: int, wanted: int = 5) -> list[int]:
     return [count * (2 * i + 1) // (2 * wanted) for i in range(wanted)]
 
 
-def lost_dropout(data: Translation, healthy: History, budget: Budget, device: torch.device, out: Path) -> None:
-    """The same training with stuck-in-eval injected, against the healthy run at the same steps."""
+def lost_dropout(steps: int, device: torch.device, out: Path) -> None:
+    """One training twice, healthy and with stuck-in-eval injected, where dropout matters: on few pairs, for long."""
     from . import draw
 
-    say(Rule("The same training, stuck in eval after its first evaluation"))
-    with faults.get("stuck-in-eval-transformer").inject():
-        broken = train(data, budget.stuck_steps, budget, device, "stuck in eval")
-        say(two_passes(broken.model, data.batch("train", ROWS), "the stuck model as training left it"))
-    table = Table()
-    for column in ("step", "validation loss, healthy", "validation loss, stuck", "difference"):
-        table.add_column(column, justify="right")
-    other = {row["step"]: row["loss"] for row in broken.history.evaluations}
-    for row in healthy.evaluations:
-        if row["step"] in other:
-            stuck = other[row["step"]]
-            table.add_row(str(row["step"]), f"{row['loss']:.3f}", f"{stuck:.3f}", f"{stuck - row['loss']:+.3f}")
-    say(table)
-    runs = {"healthy": healthy.evaluations, "stuck in eval": broken.history.evaluations}
-    curves = {name: ([row["step"] for row in rows], [row["loss"] for row in rows]) for name, rows in runs.items()}
-    figure = draw.curves(curves, xlabel="step", ylabel="validation loss (nats per token)", title="Lost dropout")
-    draw.save(figure, out / "lost_dropout.svg")
+    say(Rule("What lost dropout costs"))
+    data = translation("jupyterlab-fr", vocab_size=800, max_len=16)
+    train = pair_loader(data.splits["train"].select(range(300)), collate, 512)
+    batch = {key: value.to(device) for key, value in data.batch("train", range(4)).items()}
+    validation = data.loader("validation")
+    config = TrainConfig(steps, learning_rate=5e-3, warmup_steps=max(1, steps // 15), eval_every=max(1, steps // 6))
+    say("The same training twice on 300 pairs: same seed, same batches; once with stuck-in-eval-transformer injected.")
+    histories = {}
+    for name in ("healthy", "stuck in eval"):
+        with nullcontext() if name == "healthy" else faults.get("stuck-in-eval-transformer").inject():
+            torch.manual_seed(0)
+            model = Transformer(data.config(d_model=64, num_layers=1, d_ff=256, dropout=0.4)).to(device)
+            with progress(name, steps) as on_step:
+                histories[name] = fit(model, train, config, validation=validation, on_step=on_step)
+            say(f"{name}: {two_passes(model, batch)}")
+    say(cost_table(histories))
+    curves = {
+        f"{name}, {split}": ([row["step"] for row in rows], [row["loss"] for row in rows])
+        for name, history in histories.items()
+        for split, rows in (("training", recent(history)), ("validation", history.evaluations))
+    }
+    draw.save(
+        draw.curves(curves, xlabel="step", ylabel="nats per token", title="Lost dropout"), out / "lost_dropout.svg"
+    )
     say(f"drawn in {out / 'lost_dropout.svg'}")
 
 
-def two_passes(model: Transformer, batch: dict[str, Tensor], what: str) -> str:
-    device = next(model.parameters()).device
-    batch = {key: value.to(device) for key, value in batch.items()}
+def recent(history: History) -> list[dict[str, float]]:
+    """At each evaluation's step, the mean training loss since the one before."""
+    rows, last = [], 0
+    for evaluation in history.evaluations:
+        step = evaluation["step"]
+        losses = [row["loss"] for row in history.steps[last:step]]
+        rows.append({"step": step, "loss": sum(losses) / len(losses)})
+        last = step
+    return rows
+
+
+def cost_table(histories: dict[str, History]) -> Table:
+    healthy, stuck = histories.values()
+    table = Table()
+    for column in ("step", *(f"{split}, {name}" for split in ("training", "validation") for name in histories), "cost"):
+        table.add_column(column, justify="right")
+    rows = zip(recent(healthy), recent(stuck), healthy.evaluations, stuck.evaluations, strict=True)
+    for losses in rows:
+        cost = losses[3]["loss"] - losses[2]["loss"]
+        table.add_row(str(losses[0]["step"]), *(f"{row['loss']:.3f}" for row in losses), f"{cost:+.3f}")
+    return table
+
+
+def two_passes(model: Transformer, batch: dict[str, Tensor]) -> str:
+    """What two passes say of the mode that training left the model in."""
     first, second = (model(**batch).loss.item() for _ in range(2))
     same = "identical: its dropout is gone" if first == second else "different: its dropout is awake"
-    return f"Two passes of {what} give losses {first:.6f} and {second:.6f}: {same}."
+    return f"after training, two passes of one batch give losses {first:.6f} and {second:.6f}, {same}."

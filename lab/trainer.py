@@ -59,13 +59,12 @@ def fit(
     *,
     validation: Iterable[Mapping[str, Tensor]] | None = None,
     on_step: Callable[[dict[str, float]], Any] | None = None,
-    stop_after: int | None = None,
 ) -> History:
     """Train with AdamW, warmup then cosine, and clipped gradients; evaluate every `config.eval_every` steps.
 
     The model is put in train mode once, at the start: evaluate() is trusted to give the mode back. on_step is called
-    with each step's record, for progress bars. stop_after: end early, on the same schedule. Raises FloatingPointError
-    naming the step where loss or gradients are not finite, and ValueError for a batch without a target.
+    with each step's record, for progress bars. Raises FloatingPointError naming the step where loss or gradients are
+    not finite, and ValueError for a batch without a target.
     """
     torch.manual_seed(config.seed)
     device = next(model.parameters()).device
@@ -75,7 +74,7 @@ def fit(
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
     history = History()
     model.train()
-    for step, batch in zip(range(1, (stop_after or config.steps) + 1), forever(loader), strict=False):
+    for step, batch in zip(range(1, config.steps + 1), forever(loader), strict=False):
         start = time.perf_counter()
         rate = config.learning_rate * warmup_cosine(step - 1, config.warmup_steps, config.steps)
         for group in optimizer.param_groups:

@@ -37,12 +37,6 @@ def test_a_stuck_evaluate_changes_the_training_after_it():
     assert losses[0][:3] == losses[1][:3] and losses[0][3] != losses[1][3]
 
 
-def test_stop_after_keeps_the_schedule():
-    whole = fit(model(), [BATCH], TrainConfig(6))
-    part = fit(model(), [BATCH], TrainConfig(6), stop_after=4)
-    assert [row["rate"] for row in part.steps] == [row["rate"] for row in whole.steps][:4]
-
-
 @pytest.mark.parametrize(
     ("step", "factor"), [(0, 0.1), (8, 0.9), (9, 1.0), (10, 1.0), (60, 0.55), (110, 0.1), (500, 0.1)]
 )
