@@ -207,9 +207,11 @@ class Probe:
     def copy(self) -> nn.Module:
         """A deep copy on the CPU in eval mode. Raises Missing where the model cannot be copied."""
         try:
-            return copy.deepcopy(self.subject.model).cpu().eval()
+            model = copy.deepcopy(self.subject.model).cpu().eval()
         except Exception as error:
             raise Missing(f"the model cannot be deep-copied ({type(error).__name__}: {error})") from error
+        model.zero_grad()
+        return model
 
     def precise(self, batch: Any) -> tuple[nn.Module, float]:
         """A copy in float64 and the noise to expect of it, relative to an effect; in its own precision where float64

@@ -28,6 +28,7 @@ def transformer(masked="source target memory", **options):
     return TorchTransformer(masked, **options)
 
 
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 @pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_silent_on_torch_transformer_with_every_mask(norm_first, side):
@@ -251,6 +252,7 @@ class Raises(nn.Module):
 @pytest.mark.parametrize("check", checks.all(), ids=lambda check: check.id)
 @pytest.mark.parametrize("make", [lambda: transformer(dropout=0.3), lambda: transformer("source"), Raises])
 def test_everything_is_restored_bit_for_bit(check, make):
+    torch.backends.mha.set_fastpath_enabled(True)
     model = make()
     list(model.children())[0].eval()  # a part in another mode than the rest
     model.register_buffer("running", torch.tensor([float("nan"), 1.0]), persistent=False)
@@ -353,3 +355,33 @@ def test_two_of_the_reviews_findings_do_not_hide_each_other():
     batch["tgt"] = batch["tgt"].masked_fill(batch["tgt"] == PAD, -100)
     report = lab.diagnose(Subject(transformer("source memory"), batch, pad_id=PAD))
     assert found(report) == {("padding-crash", "P2"), ("attends-to-pads", "P2")}
+
+
+def test_source_and_target_of_one_shape_are_told_apart():
+    """Neither is masked; on this right-padded batch only the source's padding can matter."""
+    batch = pairs_batch("right")
+    assert batch["src"].shape == batch["tgt"].shape
+    report = lab.diagnose(Subject(transformer("memory"), batch, pad_id=PAD), only=["attends-to-pads"])
+    assert [finding.message.split()[1] for finding in report.findings] == ["source"]
+    assert [note.message.split()[1] for note in report.notes] == ["target"]
+
+
+def test_a_model_that_nothing_changes_is_skipped_and_not_passed():
+    model = transformer()
+    nn.init.zeros_(model.head.weight)
+    report = lab.diagnose(Subject(model, pairs_batch(), pad_id=PAD), only=["attends-to-pads"])
+    assert "no effect" in report.skipped["attends-to-pads"] and not report.passed
+
+
+def test_a_forward_that_writes_into_its_batch_leaves_the_users_alone():
+    def forward(model, batch):
+        logits = model(batch["src"], batch["tgt"])
+        batch["src"].fill_(PAD)
+        batch["tgt"].fill_(PAD)
+        return logits
+
+    batch = pairs_batch("left")
+    kept = {key: value.clone() for key, value in batch.items()}
+    report = lab.diagnose(Subject(transformer("source memory"), batch, pad_id=PAD, forward=forward))
+    assert found(report) == {("attends-to-pads", "P2")}
+    assert all(torch.equal(batch[key], kept[key]) for key in batch)

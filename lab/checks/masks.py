@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -190,49 +191,53 @@ def fully_masked_row(probe: Probe) -> Iterator[Finding]:
     whole = probe.batch(real)
     real[stream][0] = False
     padded = probe.batch(real)
-    model = probe.copy()
     torch.backends.mha.set_fastpath_enabled(False)
-    model.requires_grad_(True)
+    model = probe.copy().requires_grad_(True)
     try:
         expected = subject.logits(model, clone(whole)).detach()
         with traced(model) as trace:
             logits = subject.logits(model, clone(padded))
+        logits[real["target"]].sum().backward()
     except Missing:
         raise
     except Exception as error:
-        raise Missing(f"the model refuses a row of only padding ({type(error).__name__}: {error})") from error
+        reason = shorten(f"{type(error).__name__}: {error}", 100)
+        raise Missing(f"a forward and backward pass with a row of only padding fails ({reason})") from error
     mine = bool((~subject.real(stream)).all(dim=1).any())
-    where_row = (
-        "your batch has such a row" if mine else "your batch has no such row; an empty source or prompt would be"
-    )
-    logits[real["target"]].sum().backward()
     bad_grads = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-    bad = int((~logits.isfinite()).sum())
-    if bad or bad_grads:
-        name, where = first_non_finite(model, trace)
-        own = own_batch_is_finite(probe, model)
-        yield probe.finding(
-            f"a row of only padding makes {'outputs' if bad else 'gradients'} NaN or infinite, first in {name} "
-            f"({where_row if own else 'your own batch does so already'})",
-            "P2" if mine or not own else "P3",
-            evidence={"non-finite logits": bad, "of": logits.numel(), "parameters with such gradients": len(bad_grads)},
-            where=where,
-            repair="give a query that may attend nowhere zeros: scaled_dot_product_attention with a boolean mask does",
-        )
+    if bad_grads or not logits.isfinite().all():
+        yield not_finite(probe, model, logits, bad_grads, trace, mine)
         return
-    if not torch.allclose(logits[1:], expected[1:], rtol=1e-3, atol=1e-4):
-        change = float((logits[1:] - expected[1:]).detach().abs().max())
+    change = float((logits[1:] - expected[1:]).detach().abs().max())
+    if change > 1e-3 * float(expected.abs().max()):
         yield probe.finding(
             "a row of only padding changes the other rows of its batch",
             evidence={"largest change of a logit": change},
             repair="mask and normalise each row by itself",
         )
     if stream == "source":
-        real[stream][0, 0] = True
-        if some_pads_matter(probe, real):
-            return  # its pads are not masked at all: attends-to-pads says so
-        real[stream][0, 0] = False
-        yield from uniform_over_pads(probe, padded, real, mine, where_row)
+        yield from uniform_over_pads(probe, padded, real, mine)
+
+
+def not_finite(
+    probe: Probe, model: nn.Module, logits: Tensor, bad_grads: list[str], trace: Trace, mine: bool
+) -> Finding:
+    """The finding for NaN or infinity: whether the user's own batch makes it too."""
+    name, where = first_non_finite(model, trace)
+    bad = int((~logits.isfinite()).sum())
+    own = mine or not own_batch_is_finite(probe, model)
+    return probe.finding(
+        f"a row of only padding makes {'outputs' if bad else 'gradients'} NaN or infinite, first in {name}"
+        f"{hit(own, 'your own batch does so')}",
+        "P2" if own else "P3",
+        evidence={"non-finite logits": bad, "of": logits.numel(), "parameters with such gradients": len(bad_grads)},
+        where=where,
+        repair="give a query that may attend nowhere zeros: scaled_dot_product_attention with a boolean mask does",
+    )
+
+
+def hit(own: bool, how: str) -> str:
+    return f"; {how}" if own else "; your batch does not, and one with an empty source or prompt would"
 
 
 def own_batch_is_finite(probe: Probe, model: nn.Module) -> bool:
@@ -252,10 +257,12 @@ def some_pads_matter(probe: Probe, real: dict[str, Tensor]) -> bool:
     return question.effect(~real["source"]) > noise * float(question.logits.abs().max())
 
 
-def uniform_over_pads(
-    probe: Probe, batch: Any, real: dict[str, Tensor], mine: bool, where_row: str
-) -> Iterator[Finding]:
+def uniform_over_pads(probe: Probe, batch: Any, real: dict[str, Tensor], mine: bool) -> Iterator[Finding]:
     """With no source left to read, what its padding holds must not be read instead."""
+    beside = {**real, "source": real["source"].clone()}
+    beside["source"][0, 0] = True
+    if some_pads_matter(probe, beside):
+        return  # its pads are not masked at all: attends-to-pads says so
     model, noise = probe.precise(batch)
     question = Question(probe, model, batch, "source")
     control = question.effect(only(real["source"].shape, 3) & real["source"])
@@ -263,7 +270,8 @@ def uniform_over_pads(
     if control > 0 and leak > noise * control:
         name, where = question.culprit(~real["source"], {LENGTH["target"]: real["target"]})
         yield probe.finding(
-            f"a row of only padding is attended to evenly, its masked tokens included, first in {name} ({where_row})",
+            f"a row of only padding is attended to evenly, its masked tokens included, first in {name}"
+            f"{hit(mine, 'your batch has such a row')}",
             "P2" if mine else "note",
             evidence={"effect of the masked tokens, relative to a real one": leak / control, "module": name},
             where=where,
