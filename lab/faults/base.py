@@ -10,7 +10,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -153,5 +153,20 @@ class Fault:
 REGISTRY: dict[str, Fault] = {}
 
 
-def register(fault: Fault) -> None:
-    REGISTRY[fault.id] = fault
+def fault(name: str, *, of: str, caught_by: str = "", lesson: str = "", **more: Any) -> Callable:
+    """Register a broken twin of the function `of` as the fault of that name; its docstring is the summary.
+
+    A fault with several twins names the rest, `on`, `also` and `half_repair` once, at the first.
+    """
+
+    def register(broken: Callable) -> Callable:
+        twin = Twin(of, broken)
+        if name in REGISTRY:
+            REGISTRY[name] = replace(REGISTRY[name], twins=(*REGISTRY[name].twins, twin))
+            return broken
+        family = broken.__module__.rpartition(".")[2]
+        summary = " ".join((broken.__doc__ or "").split())
+        REGISTRY[name] = Fault(name, summary, family, caught_by, f"notebooks/{lesson}.ipynb", (twin,), **more)
+        return broken
+
+    return register
