@@ -198,11 +198,18 @@ def replaced(batch: Any, changes: dict[Any, Any]) -> Any:
 
 
 class Probe:
-    """A subject under the instruments of one check; `precise` works on a copy, so the user's model is left alone."""
+    """A subject under the instruments of one check. Its batch is a copy on the CPU, and so is the model that `copy` and
+    `precise` give; `own_batch` is for calls of the user's model itself.
+    """
 
     def __init__(self, subject: Subject, check: Any, seed: int = 0) -> None:
-        self.subject, self.check = subject, check
-        self.seed = seed
+        self.subject = subject.replace(batch=clone(subject.batch, "cpu"))
+        self.check, self.seed = check, seed
+
+    def own_batch(self) -> Any:
+        """A copy of the user's batch on the device of their model."""
+        parameter = next(self.subject.model.parameters(), None)
+        return clone(self.subject.batch, "cpu" if parameter is None else parameter.device)
 
     def copy(self) -> nn.Module:
         """A deep copy on the CPU in eval mode. Raises Missing where the model cannot be copied."""

@@ -178,14 +178,14 @@ def tensors_of(batch: Any) -> dict[Any, Tensor]:
     return {key: value for key, value in items if isinstance(value, Tensor)}
 
 
-def clone(batch: Any) -> Any:
-    """A copy of a batch whose tensors share nothing with it."""
+def clone(batch: Any, device: torch.device | str | None = None) -> Any:
+    """A copy of a batch whose tensors share nothing with it; on another device where one is named."""
     if isinstance(batch, Tensor):
-        return batch.clone()
+        return batch.to(batch.device if device is None else device, copy=True)
     if isinstance(batch, Mapping):
-        return {key: clone(value) for key, value in batch.items()}
+        return {key: clone(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
-        return type(batch)(clone(value) for value in batch)
+        return type(batch)(clone(value, device) for value in batch)
     return batch
 
 

@@ -385,3 +385,15 @@ def test_a_forward_that_writes_into_its_batch_leaves_the_users_alone():
     report = lab.diagnose(Subject(transformer("source memory"), batch, pad_id=PAD, forward=forward))
     assert found(report) == {("attends-to-pads", "P2")}
     assert all(torch.equal(batch[key], kept[key]) for key in batch)
+
+
+def test_a_finding_is_kept_when_what_follows_must_be_skipped():
+    subject = Subject(
+        Stuck(),
+        {"input_ids": torch.tensor([[3, 4]])},
+        evaluate=lambda model: model.eval(),
+        generate=lambda model, batch: 1 / 0,
+    )
+    report = lab.diagnose(subject, only=["stuck-in-eval"])
+    assert [finding.message.split("()")[0] for finding in report.findings] == ["evaluate"]
+    assert "ZeroDivisionError" in report.skipped["stuck-in-eval"] and not report.passed

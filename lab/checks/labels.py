@@ -22,7 +22,7 @@ def collated(subject: Subject) -> tuple[Any, Origins]:
             raise Missing("needs a batch: give batch=, or collate= and examples=")
         return clone(subject.batch), origins
     with origins:
-        return subject.collate(subject.examples), origins
+        return subject.collate(subject.examples), origins  # not cloned: its tensors are what `origins` knows
 
 
 @check("padding-crash", severity="P2", family="labels", lesson="01_padding_crash")
@@ -36,7 +36,7 @@ def padding_crash(probe: Probe) -> Iterator[Finding]:
     model, crash = probe.copy(), None
     with torch.no_grad(), Lookups() as lookups:
         try:
-            subject.logits(model, clone(batch))
+            subject.logits(model, clone(batch, "cpu"))
         except Missing:
             pass  # the lookups have been seen all the same
         except Exception as error:
@@ -47,7 +47,7 @@ def padding_crash(probe: Probe) -> Iterator[Finding]:
     for lookup in lookups.seen:
         wrong = (lookup.ids < 0) | (lookup.ids >= lookup.rows)
         if wrong.any():
-            key = next((k for k, v in tensors_of(batch).items() if same(v, lookup.ids)), None)
+            key = next((k for k, v in tensors_of(batch).items() if same(v.cpu(), lookup.ids)), None)
             findings.setdefault(key, (lookup, wrong))
     for key, (lookup, wrong) in findings.items():
         where = origins.of(batch[key]) if key is not None else None

@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..probe import Probe, user_frame
 from ..report import Finding, Where
-from ..subject import Missing, clone
+from ..subject import Missing
 from .base import check
 
 
@@ -149,7 +149,7 @@ def functions(probe: Probe) -> dict[str, Callable[[], Any]]:
     if subject.evaluate is not None:
         found["evaluate"] = lambda: subject.evaluate(model)
     if subject.generate is not None:
-        found["generate"] = lambda: subject.generate(model, clone(subject.batch))
+        found["generate"] = lambda: subject.generate(model, probe.own_batch())
     if not found:
         raise Missing("needs generate=lambda model, batch: ids, or evaluate=lambda model: ...")
     return found
@@ -160,7 +160,7 @@ def train_passes_differ(probe: Probe) -> float | None:
     subject = probe.subject
     try:
         with torch.no_grad():
-            first, second = (subject.logits(subject.model, clone(subject.batch)) for _ in range(2))
+            first, second = (subject.logits(subject.model, probe.own_batch()) for _ in range(2))
         return float((first - second).abs().max())
     except Exception:
         return None
