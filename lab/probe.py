@@ -126,6 +126,20 @@ def traced(model: nn.Module) -> Iterator[Trace]:
             handle.remove()
 
 
+@contextmanager
+def output_changed(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, the module hands on change(output), where its output is a tensor."""
+
+    def replace(module: nn.Module, args: Any, output: Any) -> Any:
+        return change(output) if isinstance(output, Tensor) else None  # None leaves the output as it is
+
+    handle = module.register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def culprit(model: nn.Module, before: Trace, after: Trace, differs: Callable[[Tensor, Tensor], bool | None]) -> tuple:
     """The first module whose inputs agree at the protected positions and whose output does not: (name, its code).
 

@@ -397,3 +397,27 @@ def test_a_finding_is_kept_when_what_follows_must_be_skipped():
     report = lab.diagnose(subject, only=["stuck-in-eval"])
     assert [finding.message.split("()")[0] for finding in report.findings] == ["evaluate"]
     assert "ZeroDivisionError" in report.skipped["stuck-in-eval"] and not report.passed
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_encoder_and_cross_attention_are_asked_apart(norm_first):
+    subject = Subject(transformer("target", norm_first=norm_first), pairs_batch("right"), pad_id=PAD)
+    report = lab.diagnose(subject, only=["attends-to-pads"])
+    assert [finding.evidence["module"] for finding in report.findings] == [
+        "transformer.encoder.layers.0.self_attn",
+        "transformer.decoder.layers.0.multihead_attn",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "modules"),
+    [
+        ("bart", ["model.encoder.layers.0.self_attn", "model.decoder.layers.0.encoder_attn"]),
+        ("t5", ["encoder.block.0.layer.0.SelfAttention", "decoder.block.0.layer.1.EncDecAttention"]),
+    ],
+)
+def test_each_attention_of_a_hugging_face_translator_without_its_mask_is_named(kind, modules):
+    batch = pairs_batch()
+    report = lab.diagnose(hugging_face(kind), {"input_ids": batch["src"], "decoder_input_ids": batch["tgt"]})
+    assert [finding.evidence["module"] for finding in report.by_check("attends-to-pads")] == modules

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..probe import Lookups, Probe, Trace, culprit, first_non_finite, traced
-from ..report import Finding
+from ..probe import Lookups, Probe, Trace, culprit, first_non_finite, output_changed, traced
+from ..report import Finding, Where
 from ..subject import Missing, clone
 from .base import check
 
@@ -29,10 +29,16 @@ def changed_at(where: Tensor, stream: Tensor) -> Lookups:
         at = position_in(ids, where, stream)
         if at is None or not vectors.is_floating_point():
             return vectors
-        noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        return vectors + at[..., None] * noise.to(vectors) * (1 + vectors.std())
+        return disturbed(vectors, at)
 
     return Lookups(change)
+
+
+def disturbed(vectors: Tensor, where: Tensor) -> Tensor:
+    """vectors (B, L, D) with noise of their own size at `where` (B, L), the same each time; L may come first."""
+    at = where if vectors.shape[:2] == where.shape else where.T
+    noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return vectors + at[..., None] * noise.to(vectors) * (1 + vectors.std())
 
 
 def position_in(ids: Tensor, where: Tensor, stream: Tensor) -> Tensor | None:
@@ -50,10 +56,14 @@ class Question:
         self.probe, self.model, self.batch, self.stream = probe, model, batch, stream
         self.logits, self.trace = self.ask()
 
-    def ask(self, where: Tensor | None = None) -> tuple[Tensor, Trace]:
+    def ask(self, where: Tensor | None = None, memory: str = "") -> tuple[Tensor, Trace]:
+        """Logits and trace, with another content at `where` as embedded, or as the module `memory` hands it on."""
         with torch.no_grad(), traced(self.model) as trace:
             if where is None:
                 return self.probe.subject.logits(self.model, clone(self.batch)), trace
+            if memory:
+                with output_changed(self.model.get_submodule(memory), lambda output: disturbed(output, where)):
+                    return self.probe.subject.logits(self.model, clone(self.batch)), trace
             stream = self.probe.subject.ids(self.stream, self.batch)
             with changed_at(where, stream) as lookups:
                 logits = self.probe.subject.logits(self.model, clone(self.batch))
@@ -61,12 +71,12 @@ class Question:
                 raise Missing("the lookup of these ids was not seen, so what they hold cannot be changed")
             return logits, trace
 
-    def effect(self, where: Tensor, on: Tensor | None = None) -> float:
+    def effect(self, where: Tensor, on: Tensor | None = None, memory: str = "") -> float:
         """The largest change of a logit at positions `on` (B, T), everywhere by default."""
-        difference = (self.ask(where)[0] - self.logits).abs().amax(-1)
+        difference = (self.ask(where, memory)[0] - self.logits).abs().amax(-1)
         return float((difference if on is None else difference[on]).max())
 
-    def culprit(self, where: Tensor, protected: dict[int, Tensor]) -> tuple:
+    def culprit(self, where: Tensor, protected: dict[int, Tensor], memory: str = "") -> tuple:
         """The module in which the change first reaches a protected position: length -> (B, length)."""
 
         def differs(a: Tensor, b: Tensor) -> bool | None:
@@ -79,7 +89,7 @@ class Question:
                     return not torch.allclose(a[keep.T], b[keep.T], rtol=1e-9, atol=1e-12)
             return None
 
-        return culprit(self.model, self.trace, self.ask(where)[1], differs)
+        return culprit(self.model, self.trace, self.ask(where, memory)[1], differs)
 
 
 def everything_real() -> dict[str, Tensor]:
@@ -103,7 +113,7 @@ def attends_to_pads(probe: Probe) -> Iterator[Finding]:
         raise Missing("the batch has no ids by a usual name: give streams={'target': (key, mask key)}")
     controlled = False
     for stream in subject.streams:
-        leaks: dict[str, tuple[float, tuple]] = {}
+        leaks: dict[tuple, dict[str, float]] = {}  # culprit -> hole -> effect, relative to that of a token
         for hole, columns in HOLES.items():
             real = everything_real()
             real[stream][:-1, columns] = False  # the last row stays whole: a batch mixes both
@@ -120,24 +130,40 @@ def attends_to_pads(probe: Probe) -> Iterator[Finding]:
             if not control > 0:
                 continue
             controlled = True
-            leak = question.effect(pads, real["target"])
-            if leak > noise * control:
-                protected = {LENGTH[name]: mask for name, mask in real.items()}
-                leaks[hole] = leak / control, question.culprit(pads, protected)
-        if leaks:
-            yield pads_matter(probe, stream, leaks)
+            protected = {LENGTH[name]: mask for name, mask in real.items()}
+            # The embedding shows the first attention that leaks; a cross-attention behind it is asked by itself.
+            for memory in ("", memory_of(question.trace)) if stream == "source" else ("",):
+                leak = 0.0 if memory is None else question.effect(pads, real["target"], memory)
+                if leak > noise * control:
+                    leaks.setdefault(question.culprit(pads, protected, memory), {}).setdefault(hole, leak / control)
+        for (name, where), effects in leaks.items():
+            yield pads_matter(probe, stream, name, where, effects)
     if not controlled:
         raise Missing("changing a token that may be seen has no effect either, so nothing can be told")
 
 
-def pads_matter(probe: Probe, stream: str, leaks: dict[str, tuple[float, tuple]]) -> Finding:
+def memory_of(trace: Trace) -> str | None:
+    """The module that makes the encoder's output, as the decoder gets it: (B, S, D) among the inputs of (B, T, D)."""
+    source, target = ({(ROWS, LENGTH[name]), (LENGTH[name], ROWS)} for name in ("source", "target"))
+
+    def among(tensors: list[Tensor], shapes: set) -> list[Tensor]:
+        return [t for t in tensors if t.dim() == 3 and tuple(t.shape[:2]) in shapes]
+
+    for _, _, ins, outs in trace.calls:
+        for memory in among(ins, source) if among(outs, target) else ():
+            for name, _, _, made in trace.calls:
+                if len(made) == 1 and made[0].data_ptr() == memory.data_ptr():
+                    return name
+    return None
+
+
+def pads_matter(probe: Probe, stream: str, name: str, where: Where | None, leaks: dict[str, float]) -> Finding:
     """Active on the user's batch: the check's severity. Else what would wake it: latent, or benign under causality."""
     subject = probe.subject
-    name, where = next(iter(leaks.values()))[1]
     active = on_own_batch(probe, stream)
     side = {"source": "source", "target": "target" if subject.kind == "seq2seq" else "input"}[stream]
     evidence: dict[str, Any] = {"module": name}
-    evidence |= {f"effect of pads at the {hole}, relative to a token": leak for hole, (leak, _) in leaks.items()}
+    evidence |= {f"effect of pads at the {hole}, relative to a token": leak for hole, leak in leaks.items()}
     evidence["change of logits on your own batch"] = active
     message = f"padded {side} positions are attended to: what they hold changes real positions, first in {name}"
     if active:
