@@ -150,17 +150,17 @@ def crash(subject: Subject) -> str:
 
 
 def pads_leak(subject: Subject) -> str:
-    """The first row's loss alone, and in its left-padded batch."""
+    """The loss of the shortest pair alone, and as a row of its batch padded at the right and at the left."""
     model, examples = subject.model.eval(), subject.examples
     shortest = min(examples, key=lambda pair: len(pair[1]))
+    row = [examples.index(shortest)]
+    batches = (collate(examples, side) for side in ("right", "left"))
+    right, left = (model(**{key: ids[row] for key, ids in batch.items()}).loss.item() for batch in batches)
     alone = model(**collate([shortest])).loss.item()
-    batch = {key: value[[examples.index(shortest)]] for key, value in subject.batch.items()}
-    padded, right = model(**batch).loss.item(), collate(examples)
-    with_right = model(**{key: value[[examples.index(shortest)]] for key, value in right.items()}).loss.item()
     model.train()
     return (
-        f"the loss of the shortest pair is {alone:.6f} alone, {with_right:.6f} with pads at the right (the causal mask "
-        f"hides them) and {padded:.6f} with pads at the left"
+        f"the loss of the shortest pair is {alone:.6f} alone, {right:.6f} with pads at the right (the causal mask "
+        f"hides them) and {left:.6f} with pads at the left"
     )
 
 

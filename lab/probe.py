@@ -148,19 +148,19 @@ def culprit(model: nn.Module, before: Trace, after: Trace, differs: Callable[[Te
     for (name, _, ins, outs), (_, _, ins2, outs2) in zip(before.calls, after.calls, strict=False):
         changed_in = any(differs(a, b) for a, b in zip(ins, ins2, strict=False))
         if not changed_in and any(differs(a, b) for a, b in zip(outs, outs2, strict=False)):
-            return name, code_of(model, name)
-    return type(model).__name__, code_of(model, "")
+            return name, forward_of(model, name)
+    return type(model).__name__, forward_of(model, "")
 
 
 def first_non_finite(model: nn.Module, trace: Trace) -> tuple[str, Where | None]:
     """The first module that makes NaN or infinity out of finite inputs: (name, its code)."""
     for name, _, ins, outs in trace.calls:
         if all(t.isfinite().all() for t in ins) and not all(t.isfinite().all() for t in outs):
-            return name, code_of(model, name)
-    return type(model).__name__, code_of(model, "")
+            return name, forward_of(model, name)
+    return type(model).__name__, forward_of(model, "")
 
 
-def code_of(model: nn.Module, name: str) -> Where | None:
+def forward_of(model: nn.Module, name: str) -> Where | None:
     """Where the forward of a submodule is written, or of the nearest enclosing module that PyTorch did not write: the
     user's part in it is there.
     """
@@ -251,7 +251,7 @@ class Probe:
                 continue
             if finite or dtype is None:
                 return model, noise
-        raise Missing(f"the model does not take the probe's batch of its own kind ({problem.splitlines()[0]})")
+        raise Missing(f"the model fails on a batch made like yours ({problem.splitlines()[0]})")
 
     def readable(self) -> Any:
         """The user's batch, with left-over labels among its ids (padding-crash reports them) taken for padding."""

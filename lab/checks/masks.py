@@ -207,7 +207,7 @@ def on_own_batch(probe: Probe, stream: str) -> float | None:
 def fully_masked_row(probe: Probe) -> Iterator[Finding]:
     """A row of only padding gives finite outputs and gradients, reads none of its padding, and leaves others alone.
 
-    In float32, as trained: -inf everywhere makes the softmax NaN, and a large negative number makes it uniform.
+    In the model's own precision: -inf everywhere makes the softmax NaN, and a large negative number makes it uniform.
     """
     subject = probe.subject
     stream = "source" if "source" in subject.streams else "target"

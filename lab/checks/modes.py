@@ -187,13 +187,14 @@ def stuck_in_eval(probe: Probe) -> Iterator[Finding]:
         if "returns" in endings:
             model.train()
             evidence["two train passes differ before by"] = train_passes_differ(probe)
-            function()
+            with torch.set_grad_enabled(torch.is_grad_enabled()):  # given back, where the function does not
+                function()
             evidence["and after by"] = train_passes_differ(probe)
         ways = {("raises",): " when it raises", ("is abandoned",): " when its generator is abandoned"}
         yield probe.finding(
             f"{name}() switches to eval and never restores training mode{ways.get(tuple(endings), '')}"
             if stuck[0].changed(to=False)
-            else f"{name}() leaves gradients {'off' if stuck[0].grad_changed else 'on'}",
+            else f"{name}() leaves gradients {'off' if torch.is_grad_enabled() else 'on'}",
             evidence={key: value for key, value in evidence.items() if value is not None},
             where=where,
             repair="note the mode of every submodule and give each its own back, in a finally (lab.mode.evaluating)",
