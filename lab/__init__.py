@@ -15,7 +15,7 @@ _HOME = {
     "diagnose": "diagnosis",
     "evaluating": "mode",
     "fit": "trainer",
-    "preset": "config",
+    "preset": "presets",
 }
 __all__ = list(_HOME)
 

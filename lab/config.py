@@ -1,4 +1,4 @@
-"""Model configurations, checked when they are made, and the presets by name."""
+"""How a model is shaped and how it is trained; checked when it is made."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import dataclasses
 import difflib
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from .schedule import SCHEDULES
 
 
 def unknown(kind: str, name: object, known: list[str]) -> ValueError:
@@ -23,6 +25,10 @@ class ModelConfig:
     one more LayerNorm, as `torch.nn.Transformer` does.
     positions: "learned" (GPT-2), or "sinusoidal" with embeddings scaled by sqrt(d_model) (Vaswani et al. 2017, 3.4).
     pad_id: the id that masks and positions skip; None where no sequence is ever padded.
+    label_smoothing: the share of each target that the training loss spreads over the vocabulary (Szegedy et al. 2016,
+    7); like dropout, only in train mode.
+    loss_chunk: with labels, head and loss are computed for that many positions at a time and the output holds no
+    logits: their (B, T, V) is the largest tensor of a training step. None: all at once.
 
     Raises ValueError naming the field, its value and what it must be.
     """
@@ -41,6 +47,8 @@ class ModelConfig:
     pad_id: int | None = None
     bos_id: int | None = None
     eos_id: int | None = None
+    label_smoothing: float = 0.0
+    loss_chunk: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "d_model", "num_heads", "num_layers", "d_ff", "max_seq_len"):
@@ -51,8 +59,11 @@ class ModelConfig:
                 f"d_model {self.d_model} is not a multiple of num_heads {self.num_heads}; "
                 f"each head needs the same whole width."
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it is a probability in [0, 1).")
+        for name in ("dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a probability in [0, 1).")
+        if self.loss_chunk is not None and self.loss_chunk < 1:
+            raise ValueError(f"loss_chunk is {self.loss_chunk}; it must be at least 1, or None for no chunks.")
         choices = {"norm": ("pre", "post"), "positions": ("learned", "sinusoidal"), "activation": ("gelu", "relu")}
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -78,38 +89,55 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train: `learning_rate` is the peak, reached after `warmup_steps`; gradients are clipped to `clip_norm`."""
+    """How to train.
+
+    learning_rate: the peak, reached after `warmup_steps`; `schedule`, a name in schedule.SCHEDULES, then lowers it to
+    `final_rate` of itself at the end. weight_decay: on matrices alone. beta2: AdamW's second, its first is 0.9.
+    clip_norm: the most that the norm of all gradients may be.
+    batch_tokens: tokens of a micro-batch over all devices, padding included; a step adds up `accumulate` of them, each
+    target token counting once. eval_every: steps between validations, each followed by a checkpoint. patience: stop
+    after that many validations without a new best. precision: "bf16" and "fp16" are autocast over fp32 weights.
+
+    Raises ValueError naming the field, its value and what it must be.
+    """
 
     steps: int
     learning_rate: float = 1e-3
+    schedule: str = "cosine"
     warmup_steps: int = 100
+    final_rate: float = 0.1
     weight_decay: float = 0.01
+    beta2: float = 0.98
     clip_norm: float = 1.0
+    batch_tokens: int = 2048
+    accumulate: int = 1
     eval_every: int = 100
+    patience: int | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "warmup_steps", "eval_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("steps", "batch_tokens", "accumulate", "eval_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
         for name in ("learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and finite.")
+        for name in ("warmup_steps", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
+        for name, top in (("final_rate", 1.0), ("beta2", 0.9999999)):
+            if not 0 <= getattr(self, name) <= top:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must lie in 0..1" + (", below 1." if top < 1 else ".")
+                )
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", self.schedule, list(SCHEDULES))
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            raise unknown("precision", self.precision, ["fp32", "bf16", "fp16"])
 
-
-# The GPT-2 sizes have its vocabulary and no padding: their text is packed.
-PRESETS: dict[str, ModelConfig] = {
-    "tiny": ModelConfig(512, d_model=32, num_heads=2, num_layers=2, d_ff=128, max_seq_len=64),
-    "translator": ModelConfig(2000, d_model=128, num_heads=4, num_layers=2, d_ff=512, max_seq_len=64),
-    "reported-16m": ModelConfig(50257, d_model=256, num_heads=4, num_layers=4, d_ff=512, max_seq_len=256),
-    "16m": ModelConfig(50257, d_model=256, num_heads=4, num_layers=4, d_ff=1024, max_seq_len=256),
-    "50m": ModelConfig(50257, d_model=512, num_heads=8, num_layers=6, d_ff=2048, max_seq_len=512),
-    "117m": ModelConfig(50257, d_model=768, num_heads=12, num_layers=12, d_ff=3072, max_seq_len=1024),
-}
-
-
-def preset(name: str, **changes: Any) -> ModelConfig:
-    """The preset of that name with some fields changed. Raises ValueError naming the presets there are."""
-    if name not in PRESETS:
-        raise unknown("preset", name, list(PRESETS))
-    return PRESETS[name].replace(**changes)
+    def replace(self, **changes: Any) -> TrainConfig:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)

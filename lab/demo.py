@@ -23,9 +23,10 @@ from .config import TrainConfig
 from .data import PAD_ID, Translation, collate, pair_loader, translation
 from .diagnosis import diagnose
 from .language_model import LanguageModel
+from .parallel import find_device
 from .report import Report
 from .subject import Subject
-from .trainer import History, find_device, fit
+from .trainer import History, fit
 from .transformer import Transformer
 
 console = Console(highlight=False, soft_wrap=False)
