@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from lab import data
-from lab.data import cache, corpora
+from lab.data import cache, corpora, embedded
 from lab.labels import collate_pairs
 
 CORPORA = [("python-docs", data.load_text), ("jupyterlab-fr", data.load_pairs), ("counting", data.load_pairs)]
@@ -151,13 +151,13 @@ def test_an_empty_corpus_is_an_error(monkeypatch):
 
 
 def test_a_python_without_sources_is_an_error(monkeypatch, tmp_path):
-    monkeypatch.setattr(corpora.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    monkeypatch.setattr(embedded.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
     with pytest.raises(ValueError, match="no docstring under .*use one that has them"):
-        corpora._python_docs.__wrapped__()
+        embedded.python_docs.__wrapped__()
 
 
 def test_a_missing_package_is_named_as_pip_knows_it(monkeypatch):
-    corpora._jupyterlab_fr.cache_clear()
+    embedded.jupyterlab_fr.cache_clear()
     monkeypatch.setitem(sys.modules, "jupyterlab_language_pack_fr_FR", None)
     with pytest.raises(ImportError, match="pip install jupyterlab-language-pack-fr-FR"):
         data.load_pairs("jupyterlab-fr")
@@ -279,6 +279,21 @@ def test_the_epoch_decides_the_order():
     assert list(data.BucketBatchSampler(lengths, 32, seed=4)) != order
     lazy = data.BucketBatchSampler(lengths, 32, shuffle=False)
     assert [lengths[i] for batch in lazy for i in batch] == sorted(lengths)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_epoch_goes_on_at_any_batch(shuffle):
+    sampler = data.BucketBatchSampler([1 + i % 7 for i in range(200)], 32, shuffle, seed=3)
+    sampler.set_epoch(2)
+    whole = list(sampler)
+    for start in (0, 1, len(whole) // 2, len(whole)):
+        sampler.set_epoch(2, start)
+        assert list(sampler) == whole[start:] and len(sampler) == len(whole)
+    sampler.set_epoch(2)
+    assert list(sampler) == whole
+    for start in (-1, len(whole) + 1):
+        with pytest.raises(ValueError, match=f"start is {start}; an epoch has {len(whole)} batches"):
+            sampler.set_epoch(2, start)
 
 
 def random_states():

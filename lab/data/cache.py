@@ -27,13 +27,15 @@ def fingerprint(*parts: str) -> str:
 
 
 @contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
+def writing_to(
+    folder: Path, what: str = "the cache", remedy: str = "set LAB_CACHE to a folder you can write to"
+) -> Iterator[None]:
     """Makes `folder`; an OSError in it or in the block is raised again with the folder and the remedy in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        message = f"cannot write the cache ({error.strerror or error}); set LAB_CACHE to a folder you can write to"
+        message = f"cannot write {what} ({error.strerror or error}); {remedy}"
         raise OSError(error.errno, message, str(folder)) from error
 
 

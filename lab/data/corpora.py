@@ -1,184 +1,183 @@
-"""The embedded corpora: real text, human translations and a generated task, none of which needs a network."""
+"""The corpora by name: which there are, what they hold, and their texts or pairs by split."""
 
 from __future__ import annotations
 
-import ast
 import difflib
-import gc
-import hashlib
-import importlib.resources
-import json
 import os
 import re
-import sysconfig
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from . import counting
+from .embedded import jupyterlab_fr, numbers, python_docs
+from .sources import Search, lines
+from .splits import SPLITS, split_of
+from .texts import WIKITEXT, TextCorpus, hub_dataset, text_file, wiki2015, wikitext
 
-SPLITS = ("train", "validation", "test")
+Folder = str | os.PathLike[str] | None
+T = TypeVar("T")
 
-_LANGUAGE_PACK = "jupyterlab_language_pack_fr_FR"
-# What is private; tests; what others installed; the interface toolkits, which many Linux Pythons lack; the codec
-# tables, which are generated.
-_OMITTED = re.compile(
-    "_.*|config-.*|tests?|(site|dist)-packages|lib-dynload|idlelib|lib2to3|turtledemo|ensurepip|pydoc_data"
-    "|tkinter|turtle|encodings"
-)
-_LONG_PARAGRAPH = 80  # characters
-
-
-def split_of(text: str) -> str:
-    """The split of a text: a hash of it, blind to case and white space, gives train 90, validation 5, test 5 %."""
-    digest = hashlib.sha256(_normalised(text).encode("utf-8", "surrogatepass")).digest()
-    percent = int.from_bytes(digest[:8], "big") % 100
-    return "train" if percent < 90 else "validation" if percent < 95 else "test"
-
-
-def names() -> list[str]:
-    """The corpora there are, sorted."""
-    return sorted(_CORPORA)
+# What a corpus holds, and who reads it if it is embedded.
+_CORPORA: dict[str, tuple[str, Callable[[], Iterable] | None]] = {
+    "python-docs": ("documents", python_docs),
+    "wikitext-2": ("documents", None),
+    "wikitext-103": ("documents", None),
+    "wiki2015": ("documents", None),
+    "jupyterlab-fr": ("pairs", jupyterlab_fr),
+    "counting": ("pairs", numbers),
+    "tatoeba-deu-eng": ("pairs", None),
+    "tatoeba-fra-eng": ("pairs", None),
+}
 
 
-def load_text(name: str, split: str = "train") -> list[str]:
-    """The documents of one split of a text corpus.
+def names(kind: str | None = None) -> list[str]:
+    """The corpora there are by name, sorted; of one kind, "documents" or "pairs", or of both."""
+    return sorted(name for name, (held, _) in _CORPORA.items() if kind in (None, held))
+
+
+# Documents
+
+
+def iter_text(name: str, split: str = "train", data_dir: Folder = None, column: str = "text") -> Iterator[str]:
+    """The documents of one split of a text corpus, one after the other; names and errors are `find_text`'s."""
+    check_split(split)
+    return at_least_one(find_text(name, [split], data_dir, column).read(split), name, "documents", split)
+
+
+def load_text(name: str, split: str = "train", data_dir: Folder = None, column: str = "text") -> list[str]:
+    """`iter_text` as a list."""
+    return list(iter_text(name, split, data_dir, column))
+
+
+def find_text(name: str, splits: Sequence[str] = SPLITS, data_dir: Folder = None, column: str = "text") -> TextCorpus:
+    """The text corpus of that name, in the first place that holds these splits of it.
 
     `python-docs`: the language reference of `pydoc`, one document a topic, and the docstrings of the standard library,
     one document a module, read from its source and never imported. A long paragraph is kept where it occurs first: the
     reference repeats itself, and a split must not hold what another one was trained on.
 
-    Raises ValueError for an unknown name or split, a corpus of pairs, and one that turns out empty.
+    `wikitext-2`, `wikitext-103` (Merity et al. 2016, word-tokenised, with `<unk>`) and `wiki2015`: a document is an
+    article. Asked in this order: data_dir, $LAB_DATA, ../shared/data; for WikiText then the hub or its cache, through
+    `datasets`. Raw WikiText is `Salesforce/wikitext:wikitext-2-raw-v1`, `Salesforce/wikitext:wikitext-103-raw-v1`.
+
+    The path of a text file (.xz and .gz are unpacked): a document is a paragraph, up to a blank line; the splits are
+    90, 5 and 5 % of them by `split_of`.
+
+    `owner/name` or `owner/name:config`, a dataset of a data folder or of the hub: a row's `column` is a document; a
+    validation or test split that it lacks is cut from its train by `split_of`.
+
+    Raises ValueError for an unknown name or split, a corpus of pairs, a missing column and, once it is read, a split
+    without a document; FileNotFoundError where no place has it, with all that were asked.
     """
-    return _load(name, "documents", split, source=lambda document: document)
+    kind = text_kind(name)
+    if kind == "file":
+        return text_file(Path(name).expanduser())
+    if kind == "hub":
+        path, _, config = name.partition(":")
+        return wikitext(name, config, splits, data_dir) if path == WIKITEXT else hub_dataset(name, column, data_dir)
+    if name == "wiki2015":
+        return wiki2015(splits, data_dir)
+    if name.startswith("wikitext"):
+        return wikitext(name, f"{name}-v1", splits, data_dir)
+    documents = _CORPORA[name][1]()
+    size = sum(len(document.encode()) for document in documents)
+    return TextCorpus(name, "embedded", lambda split: (text for text in documents if split_of(text) == split), size)
 
 
-def load_pairs(name: str, split: str = "train") -> list[tuple[str, str]]:
-    """The (source, target) pairs of one split of a translation corpus; every pair of one English text is in one split.
+def text_kind(name: str) -> str:
+    """What the name of a text corpus is, "named", "file" or "hub", without looking for it; raises as `find_text`."""
+    if name in _CORPORA:
+        check_kind(name, "documents")
+        return "named"
+    path = Path(name).expanduser()
+    if path.is_file():
+        return "file"
+    if path.is_dir():
+        raise ValueError(
+            f"{name!r} is a folder; give the path of a text file, or one of {', '.join(names('documents'))}."
+        )
+    if path.suffix in (".txt", ".xz", ".gz") or path.is_absolute() or name.startswith("."):
+        raise FileNotFoundError(
+            f"there is no file {name!r}; give another path, or one of {', '.join(names('documents'))}."
+        )
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name):
+        return "hub"
+    raise unknown(name, ", the path of a text file, or owner/name of a dataset of the hub")
+
+
+# Pairs
+
+
+def load_pairs(name: str, split: str = "train", data_dir: Folder = None) -> list[tuple[str, str]]:
+    """The (source, target) pairs of one split of a translation corpus; no English text is in two splits.
 
     `jupyterlab-fr`: JupyterLab's interface, English and French by human translators: every distinct pair, of plurals
-    the singular. `counting`: the numbers 0..9999 in words, English and German, shuffled.
+    the singular. `counting`: the numbers 0..9999 in words, English and German, shuffled. `tatoeba-deu-eng` and
+    `tatoeba-fra-eng`: sentences, English to German (166,485 pairs to train on) and to French (30,000), in translation/
+    of data_dir, $LAB_DATA or ../shared/data.
 
     Raises ValueError for an unknown name or split, a corpus of documents, and one that turns out empty; ImportError
-    where the package behind a corpus is not installed.
+    where the package behind a corpus is not installed; FileNotFoundError where no place has it, with all that were
+    asked.
     """
-    return _load(name, "pairs", split, source=lambda pair: pair[0])
-
-
-def _load(name: str, kind: str, split: str, source: Callable[[object], str]) -> list:
     if name not in _CORPORA:
-        nearest = difflib.get_close_matches(str(name), names(), n=1, cutoff=0.3)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"no corpus {name!r}; there are {', '.join(names())}.{hint}")
-    held, read = _CORPORA[name]
+        raise unknown(name)
+    check_kind(name, "pairs")
+    check_split(split)
+    read = _CORPORA[name][1]
+    if read is None:
+        pairs: Iterable[tuple[str, str]] = _tatoeba(name, split, data_dir)
+    else:
+        pairs = (pair for pair in read() if split_of(pair[0]) == split)
+    return list(at_least_one(pairs, name, "pairs", split))
+
+
+def _tatoeba(name: str, split: str, data_dir: Folder) -> Iterator[tuple[str, str]]:
+    """Lines of English, a tab and the translation; where there is no whole training file, the one of 30,000 pairs."""
+    search = Search(f"corpus {name!r}", f"translation/{name}", data_dir)
+    stems = {"train": ("train", "train30k"), "validation": ("valid",), "test": ("test",)}[split]
+    for place, folder in search.folders():
+        for stem in stems:
+            if files := sorted(folder.glob(f"{name}.{stem}.tsv*")):
+                return (_pair(line, files[0]) for line in lines(files[:1]))
+        search.fail(place, f"{folder} has no {name}.{stems[0]}.tsv or .tsv.xz")
+    raise search.error(", or use jupyterlab-fr or counting, which are embedded")
+
+
+def _pair(line: str, path: Path) -> tuple[str, str]:
+    english, tab, translation = line.partition("\t")
+    if not tab:
+        raise ValueError(f"{path} has a line without a tab, {line[:40]!r}; each must be English, a tab, translation.")
+    return english, translation
+
+
+# What is asked for
+
+
+def unknown(name: str, besides: str = "") -> ValueError:
+    nearest = difflib.get_close_matches(str(name), names(), n=1, cutoff=0.3)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return ValueError(f"no corpus {name!r}; there are {', '.join(names())}{besides}.{hint}")
+
+
+def check_kind(name: str, kind: str) -> None:
+    held = _CORPORA[name][0]
     if held != kind:
         reader = "load_text" if kind == "pairs" else "load_pairs"
-        others = ", ".join(other for other in names() if _CORPORA[other][0] == kind)
-        raise ValueError(f"{name!r} holds {held}, not {kind}; use {reader}({name!r}), or one of {others}.")
+        listed = ", ".join(names(kind))
+        raise ValueError(f"{name!r} holds {held}, not {kind}; use {reader}({name!r}), or one of {listed}.")
+
+
+def check_split(split: str) -> None:
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; give one of {', '.join(SPLITS)}.")
-    rows = [row for row in read() if split_of(source(row)) == split]
-    if not rows:
+
+
+def at_least_one(rows: Iterable[T], name: str, kind: str, split: str) -> Iterator[T]:
+    """The rows; raises ValueError where there is none."""
+    empty = True
+    for row in rows:
+        empty = False
+        yield row
+    if empty:
         raise ValueError(f"corpus {name!r} has no {kind} in split {split!r}; is what it is read from damaged or cut?")
-    return rows
-
-
-def _normalised(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
-@cache
-def _python_docs() -> tuple[str, ...]:
-    from pydoc_data.topics import topics
-
-    root = Path(sysconfig.get_paths()["stdlib"])
-    modules = [_docstrings(path) for path in _public_sources(root)]
-    if not any(modules):
-        raise ValueError(f"no docstring under {root}: this Python comes without sources; use one that has them.")
-    seen: set[str] = set()
-    documents = []
-    for texts in [*([topics[topic]] for topic in sorted(topics)), *modules]:
-        paragraphs = [part.rstrip() for text in texts for part in re.split(r"\n\s*\n", text) if part.strip()]
-        if fresh := [paragraph for paragraph in paragraphs if _is_new(paragraph, seen)]:
-            documents.append("\n\n".join(fresh))
-    return tuple(documents)
-
-
-def _public_sources(root: Path) -> Iterator[Path]:
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not _OMITTED.fullmatch(name))
-        for file in sorted(files):
-            stem, extension = os.path.splitext(file)
-            if extension == ".py" and (stem == "__init__" or not _OMITTED.fullmatch(stem)):
-                yield Path(folder, file)
-
-
-def _docstrings(path: Path) -> list[str]:
-    """The docstrings of a module, its public classes, functions and methods, in the order of the source."""
-    collecting = gc.isenabled()
-    gc.disable()  # a syntax tree is many objects and no garbage: looking for some takes two thirds of the time
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # escapes that a later Python will refuse
-            return list(_walk(ast.parse(path.read_bytes())))
-    except SyntaxError:  # a template, or source for another Python
-        return []
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def _walk(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
-    if text := ast.get_docstring(node):
-        yield text
-    if isinstance(node, (ast.Module, ast.ClassDef)):
-        for child in node.body:
-            definition = isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
-            if definition and not child.name.startswith("_"):
-                yield from _walk(child)
-
-
-def _is_new(paragraph: str, seen: set[str]) -> bool:
-    """False for a long paragraph that was there before; short ones such as "Example:" may return."""
-    text = _normalised(paragraph)
-    new = len(text) < _LONG_PARAGRAPH or text not in seen
-    seen.add(text)
-    return new
-
-
-@cache
-def _jupyterlab_fr() -> tuple[tuple[str, str], ...]:
-    try:
-        package = importlib.resources.files(_LANGUAGE_PACK)
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "corpus 'jupyterlab-fr' is read from a package that is not installed; "
-            "run: pip install jupyterlab-language-pack-fr-FR",
-            name=_LANGUAGE_PACK,
-        ) from error
-    catalogs = package.joinpath("locale", "fr_FR", "LC_MESSAGES")
-    files = sorted((file for file in catalogs.iterdir() if file.name.endswith(".json")), key=lambda file: file.name)
-    return tuple(dict.fromkeys(pair for file in files for pair in _messages(file.read_text(encoding="utf-8"))))
-
-
-def _messages(catalog: str) -> Iterator[tuple[str, str]]:
-    """The pairs of a gettext catalog as JSON: {"context\\x04English": ["French singular", "French plural"]}."""
-    for key, translations in json.loads(catalog).items():
-        english = key.rpartition("\x04")[2]
-        if english.strip() and translations[0].strip():  # the header's key is empty
-            yield english, translations[0]
-
-
-@cache
-def _counting() -> tuple[tuple[str, str], ...]:
-    pairs = [(counting.english(number), counting.german(number)) for number in range(counting.LIMIT)]
-    return tuple(sorted(pairs, key=lambda pair: hashlib.sha256(pair[0].encode()).digest()))
-
-
-# What a corpus holds, and who reads it.
-_CORPORA: dict[str, tuple[str, Callable[[], Iterable]]] = {
-    "python-docs": ("documents", _python_docs),
-    "jupyterlab-fr": ("pairs", _jupyterlab_fr),
-    "counting": ("pairs", _counting),
-}

@@ -104,7 +104,7 @@ class BucketBatchSampler(Sampler[list[int]]):
 
     def __init__(self, lengths: Sequence[int], max_tokens: int, shuffle: bool = True, seed: int = 0) -> None:
         self.lengths = np.asarray(lengths, dtype=np.int64)
-        self.max_tokens, self.shuffle, self.seed, self.epoch = max_tokens, shuffle, seed, 0
+        self.max_tokens, self.shuffle, self.seed, self.epoch, self.start = max_tokens, shuffle, seed, 0, 0
         if not self.lengths.size:
             raise ValueError("no lengths to batch: the dataset is empty; give at least one example.")
         longest = int(self.lengths.argmax())
@@ -124,9 +124,12 @@ class BucketBatchSampler(Sampler[list[int]]):
                 start = position
         return [*edges, (start, len(ascending))]
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of the next iteration."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Chooses the order of the next iteration, which leaves out the first `start` batches: a run goes on there.
+
+        Raises ValueError for a `start` that is no number of batches of an epoch.
+        """
+        self.epoch, self.start = epoch, check_start(start, len(self))
 
     def __iter__(self) -> Iterator[list[int]]:
         indices, batches = np.arange(len(self.lengths)), np.arange(len(self._edges))
@@ -134,12 +137,20 @@ class BucketBatchSampler(Sampler[list[int]]):
             generator = np.random.default_rng([self.seed, self.epoch])
             indices, batches = generator.permutation(indices), generator.permutation(batches)
         indices = indices[np.argsort(self.lengths[indices], kind="stable")]
-        for batch in batches:
+        for batch in batches[self.start :]:
             start, end = self._edges[batch]
             yield indices[start:end].tolist()
 
     def __len__(self) -> int:
+        """Batches of a whole epoch, also where an iteration begins later."""
         return len(self._edges)
+
+
+def check_start(start: int, batches: int) -> int:
+    """The first batch of an iteration, checked: from 0 to the number of batches of an epoch."""
+    if not 0 <= start <= batches:
+        raise ValueError(f"start is {start}; an epoch has {batches} batches: give a number from 0 to {batches}.")
+    return start
 
 
 def pair_loader(
@@ -151,7 +162,8 @@ def pair_loader(
 ) -> DataLoader:
     """Batches of the rows of `encode_pairs`, each what `collate` makes of a list of (source ids, target ids).
 
-    Call `loader.batch_sampler.set_epoch(epoch)` for another order. Raises what `BucketBatchSampler` raises.
+    Call `loader.batch_sampler.set_epoch(epoch, start)` for another order, and to begin within it. Raises what
+    `BucketBatchSampler` raises.
     """
     sampler = BucketBatchSampler(dataset["length"], max_tokens=max_tokens, shuffle=shuffle, seed=seed)
     # Without a generator of its own a loader draws from the global one at every iteration: to evaluate would change

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +12,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..config import ModelConfig, preset
+from ..config import ModelConfig
 from ..labels import IGNORE_INDEX, collate_pairs
-from .corpora import SPLITS, load_pairs
+from ..presets import preset
+from .corpora import load_pairs
 from .pairs import Pair, encode_pairs, pair_loader
+from .splits import SPLITS
 from .tokenizer import BOS_ID, EOS_ID, PAD_ID, train_tokenizer
 
 if TYPE_CHECKING:
@@ -72,12 +75,18 @@ class Translation:
         return name if index in SPECIAL_IDS.values() else self.tokenizer.decode([index]).replace(" ", "▁")
 
 
-def translation(name: str = "jupyterlab-fr", *, vocab_size: int = 2000, max_len: int = 48) -> Translation:
+def translation(
+    name: str = "jupyterlab-fr",
+    *,
+    vocab_size: int = 2000,
+    max_len: int = 48,
+    data_dir: str | os.PathLike[str] | None = None,
+) -> Translation:
     """A corpus of pairs, its training split's tokenizer, and its splits without pairs of over max_len ids a side.
 
-    Raises what load_pairs, train_tokenizer and encode_pairs raise.
+    data_dir: where load_pairs looks first. Raises what load_pairs, train_tokenizer and encode_pairs raise.
     """
-    pairs = {split: load_pairs(name, split) for split in SPLITS}
+    pairs = {split: load_pairs(name, split, data_dir) for split in SPLITS}
     tokenizer = train_tokenizer([text for pair in pairs["train"] for text in pair], vocab_size)
     splits = {}
     for split, rows in pairs.items():
