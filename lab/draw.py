@@ -292,8 +292,9 @@ class Picture(NamedTuple):
 FIGURES = {
     "fault_matrix": Picture(
         matrix_grids,
-        "A table of faults against checks. The two healthy models trip no check. Each fault is caught by its own "
-        "check; train() at the end also trips stuck-in-eval, and nothing fires without an explanation.",
+        "A table of faults against checks. The two healthy models trip no check; two checks of size against data "
+        "cannot be asked of the translator. Each fault is caught by its own check; train() at the end also trips "
+        "stuck-in-eval, and nothing fires without an explanation.",
     ),
     "padded_batch": Picture(
         batch_grids,

@@ -1,17 +1,19 @@
-"""The fault x check matrix: every check on the kit's own models, healthy and with each fault."""
+"""The fault x check matrix: every check on the kit's own models and plans, healthy and with each fault."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from . import checks, faults, labels
+from . import checks, faults, labels, presets
 from .config import ModelConfig
 from .diagnosis import diagnose
 from .language_model import LanguageModel
 from .report import Report
 from .subject import Subject
+from .trainer import planned_rates
 from .transformer import Transformer
 
 # Unequal lengths; the pairs are left-padded, where a missing pad mask is not hidden by the causal one, and one source
@@ -21,7 +23,20 @@ SPECIAL = {"pad_id": 1, "bos_id": 0, "eos_id": 2}
 
 
 def config(**changes) -> ModelConfig:
-    return ModelConfig(64, d_model=32, num_heads=2, num_layers=2, d_ff=64, max_seq_len=32, **SPECIAL).replace(**changes)
+    """The preset "tiny", with a vocabulary for the examples above."""
+    return presets.tiny()[0].replace(vocab_size=64, **SPECIAL).replace(**changes)
+
+
+def plan() -> dict[str, Any]:
+    """A training for that model: on two million tokens, so that neither it nor they are too few."""
+    train = presets.tiny()[1].replace(steps=1000)
+    return {
+        "rates": planned_rates(train),
+        "lengths": [5, 12, 40, 64],
+        "packed": False,
+        "train_tokens": 2_000_000,
+        "step_tokens": train.batch_tokens * train.accumulate,
+    }
 
 
 def collate(pairs: list) -> dict[str, torch.Tensor]:
@@ -41,6 +56,7 @@ def translator(seed: int = 0) -> Subject:
         examples=examples,
         evaluate=lambda model: model.evaluate([labels.collate_pairs(examples[:2], **SPECIAL)]),
         generate=lambda model, batch: model.generate(batch["input_ids"][:2], 4),
+        **plan(),
         name="the kit's Transformer",
     )
 
@@ -55,6 +71,7 @@ def language_model(seed: int = 0) -> Subject:
         examples=texts,
         evaluate=lambda model: model.evaluate([labels.collate_texts(texts, **SPECIAL)]),
         generate=lambda model, batch: model.generate(batch["input_ids"], 4),
+        **plan(),
         name="the kit's LanguageModel",
     )
 

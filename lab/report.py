@@ -71,10 +71,11 @@ class Finding:
 
 
 def show(evidence: dict[str, Any]) -> str:
-    """`name value; name value`, floats to three digits."""
+    """`name value; name value`, floats to three digits, large counts with commas."""
     parts = []
     for name, value in evidence.items():
-        parts.append(f"{name} {f'{value:.3g}' if isinstance(value, float) else value}")
+        how = ".3g" if isinstance(value, float) else "," if isinstance(value, int) and abs(value) >= 10_000 else ""
+        parts.append(f"{name} {value:{how}}" if how else f"{name} {value}")
     return "; ".join(parts)
 
 
@@ -101,6 +102,10 @@ class Report:
 
     def by_check(self, check: str) -> list[Finding]:
         return [finding for finding in self.findings if finding.check == check]
+
+    def brief(self) -> str:
+        """The findings alone, two lines each: the sentence and the repair. Empty where nothing was found."""
+        return "\n".join(f"[{f.severity}] {f.message.rstrip('.')}.\n     repair: {f.repair}" for f in self.findings)
 
     def text(self) -> str:
         """The report as the review was written, by severity."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,13 @@ LABELS = ("labels", "targets", "y", "tgt_out", "label", "target_ids")
 MASKS = {
     "source": ("attention_mask", "encoder_attention_mask", "src_mask", "src_key_padding_mask"),
     "target": ("decoder_attention_mask", "attention_mask", "tgt_mask", "tgt_key_padding_mask"),
+}
+# What a model's config may call a number that the subject lacks.
+CONFIG = {
+    "pad_id": ("pad_id", "pad_token_id"),
+    "eos_id": ("eos_id", "eos_token_id"),
+    "vocab_size": ("vocab_size",),
+    "max_seq_len": ("max_seq_len", "n_positions", "max_position_embeddings", "block_size"),
 }
 
 
@@ -37,6 +45,10 @@ class Subject:
     generate(model, batch) -> ids, or a generator of them. evaluate(model): the user's own evaluation.
     collate(examples) -> batch, with raw examples. streams: {"source" | "target": (ids key, mask key or None)}; a key is
     a name, or an index where the batch is a tuple. Masks may be True = attend, True = blocked or additive.
+
+    The plan of the training: rates, the learning rate of each step; lengths, the tokens of each document or row, before
+    any is cut; packed, whether they are packed into full blocks (True) or cut at max_seq_len (False); train_tokens, the
+    distinct target tokens of the training data; step_tokens, the tokens of one step.
     """
 
     model: nn.Module
@@ -54,6 +66,12 @@ class Subject:
     eos_id: int | None = None
     ignore_index: int = IGNORE_INDEX
     vocab_size: int | None = None
+    max_seq_len: int | None = None
+    rates: Sequence[float] | None = None
+    lengths: Sequence[int] | None = None
+    packed: bool | None = None
+    train_tokens: int | None = None
+    step_tokens: int | None = None
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -78,12 +96,34 @@ class Subject:
                 if key is not None and self.batch is not None and key not in keys:
                     raise ValueError(f"streams names {key!r}, which the batch lacks; its keys are {keys}.")
         if self.kind is None:
-            self.kind = "seq2seq" if "source" in self.streams else "causal_lm"
+            self.kind = "seq2seq" if "source" in self.streams or self.takes_decoder_ids() else "causal_lm"
+        self.check_plan()
         config = getattr(self.model, "config", None)
-        for name, theirs in (("pad_id", "pad_token_id"), ("eos_id", "eos_token_id"), ("vocab_size", "vocab_size")):
+        for name, theirs in CONFIG.items():
             if getattr(self, name) is None:
-                found = getattr(config, name, getattr(config, theirs, None))
-                setattr(self, name, found if isinstance(found, int) else None)
+                found = (getattr(config, key, None) for key in theirs)
+                # Some configs write -1 for none.
+                setattr(self, name, next((value for value in found if isinstance(value, int) and value >= 0), None))
+
+    def check_plan(self) -> None:
+        """Raises ValueError for a plan of no step, no row or no token, and for numbers that are none."""
+        for name, kind in (("rates", np.float64), ("lengths", np.int64)):
+            if getattr(self, name) is None:
+                continue
+            values = np.asarray(getattr(self, name))
+            if values.ndim != 1 or not values.size or values.dtype.kind not in "iuf":
+                raise ValueError(f"{name} has shape {values.shape} of {values.dtype}; give a list of numbers.")
+            wrong = values[~(np.isfinite(values) & (values >= 0))]
+            if wrong.size or not values.any():
+                raise ValueError(f"{name} holds {wrong[0] if wrong.size else 'zeros alone'}; give numbers above 0.")
+            setattr(self, name, values.astype(kind))
+        for name in ("max_seq_len", "train_tokens", "step_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+    def takes_decoder_ids(self) -> bool:
+        """Without a batch to tell: whether the model's forward has decoder ids among its arguments."""
+        return self.batch is None and any(key in inspect.signature(self.model.forward).parameters for key in DECODER)
 
     def keys(self) -> list[str | int]:
         if self.batch is None:

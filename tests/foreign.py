@@ -19,7 +19,7 @@ class TorchTransformer(nn.Module):
         self.embedding = nn.Embedding(VOCAB, 16)
         self.position = nn.Embedding(40, 16)
         self.transformer = nn.Transformer(
-            16, 2, 2, 2, 32, dropout=dropout, batch_first=True, norm_first=norm_first, activation="gelu"
+            16, 2, 2, 2, 64, dropout=dropout, batch_first=True, norm_first=norm_first, activation="gelu"
         )
         self.head = nn.Linear(16, VOCAB)
 
@@ -42,7 +42,7 @@ class NanoGPT(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.wte, self.wpe = nn.Embedding(VOCAB, 16), nn.Embedding(40, 16)
-        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(16, 2, 64, dropout=0.1, batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Linear(16, VOCAB, bias=False)
 
@@ -89,7 +89,7 @@ def hugging_face(kind: str) -> nn.Module:
         config = hf.LlamaConfig(
             vocab_size=VOCAB,
             hidden_size=16,
-            intermediate_size=32,
+            intermediate_size=64,
             num_hidden_layers=2,
             num_attention_heads=2,
             max_position_embeddings=40,
@@ -97,7 +97,7 @@ def hugging_face(kind: str) -> nn.Module:
         )
         return hf.LlamaForCausalLM(config)
     if kind == "bart":
-        layers = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+        layers = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
         heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
         return hf.BartForConditionalGeneration(
             hf.BartConfig(
@@ -112,6 +112,6 @@ def hugging_face(kind: str) -> nn.Module:
         )
     if kind == "t5":
         return hf.T5ForConditionalGeneration(
-            hf.T5Config(vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, **special)
+            hf.T5Config(vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=64, num_layers=2, num_heads=2, **special)
         )
     raise ValueError(kind)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..config import unknown
-from . import labels, masks, modes  # noqa: F401 - importing a family registers its checks
+from . import labels, masks, modes, sizing  # noqa: F401 - importing a family registers its checks
 from .base import REGISTRY, Check
 
 
@@ -17,3 +17,11 @@ def get(name: str) -> Check:
     if name not in REGISTRY:
         raise unknown("check", name, list(REGISTRY))
     return REGISTRY[name]
+
+
+def family(name: str) -> list[str]:
+    """The names of a family's checks, as `diagnose(only=...)` takes them. Raises ValueError naming the families."""
+    families = list(dict.fromkeys(check.family for check in all()))
+    if name not in families:
+        raise unknown("family of checks", name, families)
+    return [check.id for check in all() if check.family == name]

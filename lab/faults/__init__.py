@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..config import unknown
-from . import labels, masks, modes  # noqa: F401 - importing a family registers its faults
+from . import labels, masks, modes, sizing  # noqa: F401 - importing a family registers its faults
 from .base import REGISTRY, Diff, Fault, Twin, substituted
 
 __all__ = ["Diff", "Fault", "Twin", "all", "get", "substituted"]
