@@ -7,6 +7,7 @@ from typing import Any
 _HOME = {
     "IGNORE_INDEX": "labels",
     "LanguageModel": "language_model",
+    "LossPlot": "widgets",
     "ModelConfig": "config",
     "Report": "report",
     "Subject": "subject",

@@ -66,11 +66,170 @@ def figures(out: Out = Path("figures")) -> None:
         print(path)
 
 
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
+DataDir = Annotated[
+    str | None, typer.Option("--data-dir", help="Where corpora lie; else $LAB_DATA, ../shared/data, the hub.")
+]
+Run = Annotated[Path, typer.Option("--checkpoint", help="The --out of a training, or one of its steps.")]
+Best = Annotated[bool, typer.Option("--last", help="The last checkpoint in place of the best.")]
+
+
+@app.command()
+def prepare(
+    corpus: Annotated[
+        str, typer.Argument(help="wikitext-2, wikitext-103, wiki2015, python-docs, a text file, owner/name on the hub.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", help="The folder to write; by default in the cache.")] = None,
+    tokenizer: Annotated[str, typer.Option(help="bpe, trained on the corpus; gpt2; or a tokenizer.json.")] = "bpe",
+    vocab_size: Annotated[int, typer.Option(help="Of a bpe tokenizer.")] = 8192,
+    column: Annotated[str, typer.Option(help="The text column of a corpus of the hub.")] = "text",
+    data_dir: DataDir = None,
+) -> None:
+    """Tokenise a corpus once, into files that training reads without loading them."""
+    from .data import prepare
+
+    data = prepare(corpus, out, tokenizer=tokenizer, vocab_size=vocab_size, column=column, data_dir=data_dir)
+    for split, counts in data.manifest["splits"].items():
+        print(
+            f"{split:10} {counts['tokens']:>12,} tokens of {counts['documents']:,} documents, {counts['bytes']:,} bytes"
+        )
+    print(data.folder)
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option("--out", help="The folder of the run.")],
+    data: Annotated[str | None, typer.Option("--data", help="A prepared folder, or the name of a corpus.")] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="See `lab presets`; by default the one for lessons.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The peak.")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Tokens of a micro-batch over all devices.")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Micro-batches a step.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16, fp16.")] = None,
+    compile: Annotated[bool | None, typer.Option(help="torch.compile the model.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and dropout.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="field=value of the model's or the training's config.")
+    ] = None,
+    device: Device = "cpu",
+    parallel: Annotated[str, typer.Option(help="ddp or fsdp, where torchrun started several processes.")] = "ddp",
+    tensorboard: Annotated[Path | None, typer.Option(help="Also write TensorBoard's files there.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Train a preset on a corpus: python -m lab train --data python-docs --out runs/first"""
+    from .run import train
+
+    named = {
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "batch_tokens": batch_tokens,
+        "accumulate": accumulate,
+        "precision": precision,
+        "compile": compile,
+        "seed": seed,
+    }
+    changes = [f"{name}={value}" for name, value in named.items() if value is not None] + (set_ or [])
+    train(
+        data,
+        out,
+        preset=preset,
+        changes=changes,
+        resume=resume,
+        device=device,
+        parallel=parallel,
+        data_dir=data_dir,
+        tensorboard=tensorboard,
+    )
+
+
+@app.command()
+def presets() -> None:
+    """The named sizes and recipes, and what to expect of each."""
+    from inspect import cleandoc
+
+    from . import presets
+
+    for name in presets.names():
+        print(f"{name}\n    {cleandoc(presets.get(name).doc)}\n".replace("\n", "\n    ").rstrip() + "\n")
+
+
+@app.command(name="eval")
+def evaluate(
+    checkpoint: Run,
+    data: Annotated[str | None, typer.Option("--data", help="Other data than the checkpoint's own.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation, test.")] = "validation",
+    last: Best = False,
+    device: Device = "cpu",
+    data_dir: DataDir = None,
+) -> None:
+    """The loss of a checkpoint: perplexity per token, per word where words are known, bits per byte. JSON."""
+    import json
+
+    from .run import evaluate
+
+    which = "last" if last else "best"
+    print(
+        json.dumps(
+            evaluate(checkpoint, place=data, split=split, which=which, device=device, data_dir=data_dir), indent=2
+        )
+    )
+
+
+@app.command()
+def generate(
+    checkpoint: Run,
+    prompt: Annotated[str, typer.Option(help="How the text begins, or the sentence to translate.")] = "",
+    max_new_tokens: Annotated[int | None, typer.Option(help="By default what the context holds.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest that hold this probability.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    last: Best = False,
+    device: Device = "cpu",
+) -> None:
+    """Continue a text, or translate it, from a checkpoint alone."""
+    from .run import generate
+
+    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    which = "last" if last else "best"
+    pieces = generate(checkpoint, prompt, which=which, device=device, max_new_tokens=max_new_tokens, seed=seed, **how)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+@app.command()
+def bench(
+    preset: Annotated[list[str] | None, typer.Option("--preset", help="16m, 50m, 117m; may be repeated.")] = None,
+    nanogpt: Annotated[Path | None, typer.Option(help="A checkout of nanoGPT to measure beside.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "bf16",
+    repeats: Annotated[int, typer.Option(help="Rounds; each contender takes one step a round.")] = 5,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of the training steps.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Also write everything measured there.")] = None,
+    device: Device = "cpu",
+) -> None:
+    """Speed and memory against Hugging Face's GPT-2 and nanoGPT, alternated in one run."""
+    from .bench import run
+
+    run(
+        presets=tuple(preset or ("16m",)),
+        nanogpt=nanogpt,
+        precision=precision,
+        repeats=repeats,
+        threads=threads,
+        json_path=json_path,
+        device=device,
+    )
+
+
 def main() -> None:
     """Run the command line; an error that names what to do is shown alone (LAB_TRACEBACK=1 adds its traceback)."""
     try:
         app()
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, ArithmeticError, MemoryError) as error:
         if os.environ.get("LAB_TRACEBACK"):
             raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
