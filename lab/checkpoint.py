@@ -17,12 +17,12 @@ import hashlib
 import json
 import os
 import platform
-import random
+import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -36,14 +36,12 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FORMAT = 1
-INDEX, ABOUT, WEIGHTS, STATE, TOKENIZER = (
-    "checkpoints.json",
-    "checkpoint.json",
-    "model.safetensors",
-    "state.safetensors",
-    "tokenizer.json",
-)
+INDEX, ABOUT = "checkpoints.json", "checkpoint.json"
+WEIGHTS, STATE, TOKENIZER = "model.safetensors", "state.safetensors", "tokenizer.json"
+STEP = re.compile(r"step-\d{8,}")
+FIELDS = {"kind": str, "model": dict | None, "train": dict, "data": dict, "progress": dict, "files": dict}
 Which = Literal["last", "best"]
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -71,19 +69,24 @@ class Checkpoint:
     def verified(self, name: str) -> Path:
         """The path of a file that is what was written."""
         path, written = self.folder / name, self.about["files"].get(name)
-        if written is None or not path.is_file():
+        if not isinstance(written, dict) or not path.is_file():
             raise ValueError(f"{path} is missing; take another checkpoint.")
-        if (size := path.stat().st_size) != written["bytes"]:
-            raise ValueError(
-                f"{path} has {size} bytes and was written with {written['bytes']}; take another checkpoint."
-            )
-        if digest(path) != written["sha256"]:
+        if (size := path.stat().st_size) != (whole := written.get("bytes")):
+            raise ValueError(f"{path} has {size} bytes and was written with {whole}; take another checkpoint.")
+        if digest(path) != written.get("sha256"):
             raise ValueError(f"{path} is damaged: its sha256 is not the one it was written with; take another.")
         return path
 
+    def parsed(self, name: str, kind: type[Kind]) -> Kind:
+        """What checkpoint.json says under that name. Raises ValueError where another version wrote it."""
+        try:
+            return kind(**self.about[name])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.folder / ABOUT}: this version cannot read its {name!r} ({error}).") from error
+
     @property
     def train(self) -> TrainConfig:
-        return TrainConfig(**self.about["train"])
+        return self.parsed("train", TrainConfig)
 
     def build(self) -> nn.Module:
         """The model with its weights, from the checkpoint alone, in eval mode on the CPU."""
@@ -96,22 +99,23 @@ class Checkpoint:
                 f"{self.folder} holds a {self.about['kind']}; from a checkpoint alone only {' or '.join(kinds)} can be "
                 "built: build yours and call checkpoint.load_weights(model, weights)."
             )
-        try:
-            config = ModelConfig(**self.about["model"])
-        except TypeError as error:
-            raise ValueError(f"{self.folder / ABOUT} has a model config of another version ({error}).") from error
-        model = kinds[self.about["kind"]](config)
+        model = kinds[self.about["kind"]](self.parsed("model", ModelConfig))
         load_weights(model, self.weights(), str(self.folder / WEIGHTS))
         return model.eval()
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the model was trained with. Raises ValueError where the checkpoint holds none."""
-        from tokenizers import Tokenizer
+        from .data.tokenizer import load_tokenizer
 
         if TOKENIZER not in self.about["files"]:
             raise ValueError(f"{self.folder} holds no tokenizer; encode and decode with the one you trained with.")
-        tokenizer = Tokenizer.from_file(str(self.verified(TOKENIZER)))
-        tokenizer.encode_special_tokens = True  # the library does not save it
+        tokenizer = load_tokenizer(self.verified(TOKENIZER))
+        ids, rows = tokenizer.get_vocab_size(), (self.about["model"] or {}).get("vocab_size")
+        if rows is not None and ids > rows:
+            raise ValueError(
+                f"{self.folder / TOKENIZER} has {ids} ids and the model {rows} rows; take the tokenizer it was "
+                "trained with."
+            )
         return tokenizer
 
 
@@ -135,33 +139,31 @@ def find(path: str | os.PathLike[str], which: Which = "last") -> Checkpoint:
     folder = Path(path)
     if (folder / INDEX).is_file():
         name = read_json(folder / INDEX).get(which)
-        if not isinstance(name, str) or os.sep in name:
+        if not isinstance(name, str) or not STEP.fullmatch(name):
             raise ValueError(f"{folder / INDEX} names no {which!r} checkpoint; give the folder of a step.")
         folder = folder / name
     if not (folder / ABOUT).is_file():
-        raise ValueError(f"there is no checkpoint in {folder}: no {INDEX} or {ABOUT}; give the --out of a training.")
+        raise ValueError(f"there is no checkpoint in {folder}: no {INDEX} or {ABOUT}; give a run that has saved one.")
     about = read_json(folder / ABOUT)
     if about.get("format") != FORMAT:
         raise ValueError(f"{folder / ABOUT} has format {about.get('format')!r}; this version reads {FORMAT}.")
-    if missing := {"kind", "model", "train", "data", "progress", "files"} - set(about):
-        raise ValueError(f"{folder / ABOUT} lacks {', '.join(sorted(missing))}; is it a checkpoint of this lab?")
+    if wrong := [name for name, kind in FIELDS.items() if not isinstance(about.get(name, ...), kind)]:
+        raise ValueError(f"{folder / ABOUT} lacks a proper {', '.join(wrong)}; is it a checkpoint of this lab?")
     return Checkpoint(folder, about)
 
 
-def describe(
-    model: nn.Module, train: TrainConfig, data: Mapping[str, Any], progress: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What checkpoint.json says, but for the files. A config that is no dataclass is left out."""
+def describe(model: nn.Module, train: TrainConfig, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What checkpoint.json says of a run. A model's config that is no dataclass is left out."""
     config = getattr(model, "config", None)
-    return {
+    about = {
         "format": FORMAT,
         "kind": type(model).__name__,
         "model": asdict(config) if is_dataclass(config) else None,
         "train": asdict(train),
         "data": dict(data),
-        "progress": dict(progress),
         "versions": {"torch": torch.__version__, "python": platform.python_version(), "numpy": np.__version__},
     }
+    return json.loads(json.dumps(about, default=str))  # as it will be read
 
 
 def save(
@@ -175,52 +177,51 @@ def save(
 ) -> Path:
     """Write a checkpoint and make it the run's last, and its best where asked; older ones that are neither go.
 
-    about: from `describe`; its progress["step"] names the folder. Raises OSError where it cannot be written: what was
+    about: `describe` and "progress", whose step names the folder. Raises OSError where it cannot be written: what was
     there before is untouched.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    index = read_json(run / INDEX) if (run / INDEX).is_file() else {}
-    prune(run, index.values())
-    name = f"step-{about['progress']['step']:08d}"
-    if name not in index.values():
-        part = run / f".{name}.part"
-        try:
-            part.mkdir()
-            writers: dict[str, Callable[[Path], Any]] = {
-                WEIGHTS: lambda path: save_file(dict(weights), path),
-                STATE: lambda path: save_file(dict(state), path),
-            }
-            if tokenizer is not None:
-                writers[TOKENIZER] = lambda path: path.write_text(tokenizer, encoding="utf-8")
-            for file, write in writers.items():
-                write(part / file)
-            files = {file: {"bytes": (part / file).stat().st_size, "sha256": digest(part / file)} for file in writers}
-            (part / ABOUT).write_text(json.dumps({**about, "files": files}, indent=2), encoding="utf-8")
-            for file in (*writers, ABOUT):
-                flush(part / file)
-            flush(part)
-            os.rename(part, run / name)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(part, ignore_errors=True)
-            raise OSError(
-                getattr(error, "errno", None),
-                f"the checkpoint of step {about['progress']['step']} cannot be written ({error}); the one before it is "
-                "whole. Make room, then go on from it with --resume",
-                str(run),
-            ) from error
-    index = {"last": name, "best": name if best or "best" not in index else index["best"]}
-    replace_text(run / INDEX, json.dumps(index))
-    prune(run, index.values())
+    step = about["progress"]["step"]
+    name = f"step-{step:08d}"
+    part = run / f".{name}.part"
+    writers: dict[str, Callable[[Path], Any]] = {
+        WEIGHTS: lambda path: save_file(dict(weights), path),
+        STATE: lambda path: save_file(dict(state), path),
+    }
+    if tokenizer is not None:
+        writers[TOKENIZER] = lambda path: path.write_text(tokenizer, encoding="utf-8")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        index = prune(run)
+        part.mkdir()
+        for file, write in writers.items():
+            write(part / file)
+        files = {file: {"bytes": (part / file).stat().st_size, "sha256": digest(part / file)} for file in writers}
+        (part / ABOUT).write_text(json.dumps({**about, "files": files}, indent=2), encoding="utf-8")
+        for file in (*writers, ABOUT):
+            flush(part / file)
+        flush(part)
+        os.rename(part, run / name)
+        flush(run)
+        index = {"last": name, "best": name if best or "best" not in index else index["best"]}
+        replace_text(run / INDEX, json.dumps(index))
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise OSError(
+            f"the checkpoint of step {step} cannot be written in {run} ({error}). What was saved before is whole: make "
+            "room, or give the right to write, and go on from it with --resume."
+        ) from error
+    prune(run)
     return run / name
 
 
-def prune(run: Path, kept: Iterable[str]) -> None:
-    """Remove steps that are not kept, and what a killed process left half-written."""
-    kept = set(kept)
-    for pattern in ("step-*", ".step-*.part"):
-        for folder in run.glob(pattern):
-            if folder.name not in kept:
-                shutil.rmtree(folder, ignore_errors=True)
+def prune(run: Path) -> dict[str, Any]:
+    """Remove steps that are not in checkpoints.json, which is returned, and what a killed process left half-written."""
+    index = read_json(run / INDEX) if (run / INDEX).is_file() else {}
+    for folder in run.iterdir():
+        name = folder.name.removeprefix(".").removesuffix(".part")
+        if STEP.fullmatch(name) and folder.name not in index.values():
+            shutil.rmtree(folder, ignore_errors=True)
+    return index
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -234,6 +235,8 @@ def replace_text(path: Path, text: str) -> None:
 
 def flush(path: Path) -> None:
     """Have a file, or the names in a folder, on the disk: a rename may otherwise overtake what it names."""
+    if os.name == "nt":  # which has no such call for a folder, nor for a file that is open to read
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -258,7 +261,13 @@ def named(model: nn.Module) -> dict[str, Tensor]:
 
 def get_weights(model: nn.Module) -> dict[str, Tensor]:
     """What `named` names, on the CPU; of a model there, its own memory."""
-    return {name: whole(value) for name, value in named(model).items()}
+    weights, seen = {}, set()
+    for name, value in named(model).items():
+        value = whole(value)
+        place = value.untyped_storage().data_ptr()
+        weights[name] = value.clone() if place in seen else value  # safetensors refuses views of one memory
+        seen.add(place)
+    return weights
 
 
 def fill(target: Tensor, value: Tensor) -> None:
@@ -276,7 +285,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str = 
     own = named(model)
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     if missing or extra:
-        raise ValueError(f"{source} is of another model: it lacks {missing[:3]} and has {extra[:3]} beside it.")
+        lacks = f"lacks {', '.join(missing[:3]) or 'nothing'} ({len(missing)} in all)"
+        more = f"has {', '.join(extra[:3]) or 'nothing'} ({len(extra)}) that the model has not"
+        raise ValueError(f"{source} is of another model: it {lacks} and {more}.")
     for name, value in own.items():
         if value.shape != weights[name].shape:
             shapes = f"{tuple(weights[name].shape)} there and {tuple(value.shape)} in the model"
@@ -295,39 +306,21 @@ def get_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
-    """Raises ValueError where a trainable parameter has no state."""
+    """A parameter that never had a gradient has no state. Raises ValueError where one that is not trained has some."""
     names = {parameter: name for name, parameter in model.named_parameters()}
+    found: dict[str, dict[str, Tensor]] = {}
+    for key in (key for key in state if key.startswith("optimizer/")):
+        name, _, what = key.removeprefix("optimizer/").rpartition("/")
+        found.setdefault(name, {})[what] = state[key]
     loaded: dict[int, dict[str, Tensor]] = {}
     order = (parameter for group in optimizer.param_groups for parameter in group["params"])
     for number, parameter in enumerate(order):
-        prefix = f"optimizer/{names[parameter]}/"
-        found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if not found:
-            raise ValueError(f"the checkpoint has no optimizer state of {names[parameter]}; is it of another model?")
-        for what, value in found.items():
-            if value.shape == parameter.shape and hasattr(parameter, "full_tensor"):
-                found[what] = torch.zeros_like(parameter)
-                fill(found[what], value)
-        loaded[number] = found
+        if kept := found.pop(names[parameter], None):
+            for what, value in kept.items():
+                if value.shape == parameter.shape and hasattr(parameter, "full_tensor"):
+                    kept[what] = torch.zeros_like(parameter)
+                    fill(kept[what], value)
+            loaded[number] = kept
+    if found:
+        raise ValueError(f"the checkpoint trained {', '.join(list(found)[:3])}, frozen here; freeze what was frozen.")
     optimizer.load_state_dict({"state": loaded, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def get_random(device: torch.device) -> dict[str, Tensor]:
-    """The state of every generator of this process: torch's on the CPU and on the device, Python's and NumPy's."""
-    name, keys, *rest = np.random.get_state()
-    plain = {"python": random.getstate(), "numpy": [name, keys.tolist(), *rest]}
-    states = {key: torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8) for key, value in plain.items()}
-    states["torch"] = torch.get_rng_state()
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def set_random(states: Mapping[str, Tensor], device: torch.device) -> None:
-    version, internal, gauss = json.loads(bytes(states["python"].tolist()))
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = json.loads(bytes(states["numpy"].tolist()))
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(states["torch"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)

@@ -118,21 +118,19 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_tokens", "accumulate", "eval_every", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1.")
+        least = {"steps": 1, "batch_tokens": 1, "accumulate": 1, "eval_every": 1, "warmup_steps": 0, "seed": 0}
+        for name, low in {**least, **({} if self.patience is None else {"patience": 1})}.items():
+            if not isinstance(value := getattr(self, name), int) or value < low:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number, at least {low}.")
         for name in ("learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and finite.")
-        for name in ("warmup_steps", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
-        for name, top in (("final_rate", 1.0), ("beta2", 0.9999999)):
-            if not 0 <= getattr(self, name) <= top:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; it must lie in 0..1" + (", below 1." if top < 1 else ".")
-                )
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"weight_decay is {self.weight_decay}; it must be 0 or more, and finite.")
+        if not 0 <= self.final_rate <= 1:
+            raise ValueError(f"final_rate is {self.final_rate}; it is a share of the peak, in [0, 1].")
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"beta2 is {self.beta2}; it must be in [0, 1).")
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", self.schedule, list(SCHEDULES))
         if self.precision not in ("fp32", "bf16", "fp16"):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -43,6 +46,33 @@ def peak_memory(device: torch.device) -> int | None:
     except ImportError:  # Windows
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def get_random(device: torch.device) -> dict[str, Tensor]:
+    """The state of every generator of this process: torch's on the CPU and on the device, Python's and NumPy's."""
+    name, keys, *rest = np.random.get_state()
+    plain = {"python": random.getstate(), "numpy": [name, keys.tolist(), *rest]}
+    states = {key: torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8) for key, value in plain.items()}
+    states["torch"] = torch.get_rng_state()
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_random(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put back what get_random gave."""
+    version, internal, gauss = json.loads(bytes(states["python"].tolist()))
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = json.loads(bytes(states["numpy"].tolist()))
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def aside(device: torch.device) -> AbstractContextManager:
+    """What torch's generators give out inside, they give out again after."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 @contextmanager
@@ -91,9 +121,11 @@ class World:
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(self.device.type, (self.size,))
-        for modules in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
+        # Inner lists before outer ones: a module takes what its own have left.
+        for modules in reversed([module for module in model.modules() if isinstance(module, nn.ModuleList)]):
             for module in modules:
-                fully_shard(module, mesh=mesh)
+                if not isinstance(module, nn.ModuleList | nn.ModuleDict):  # these are never called
+                    fully_shard(module, mesh=mesh)
         return fully_shard(model, mesh=mesh)
 
     def settle(self, model: nn.Module) -> None:
@@ -111,15 +143,17 @@ class World:
             return wrapped.no_sync()
         return nullcontext()
 
-    def share(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """This rank's rows. Where there are too few, the first one with its labels ignored: it adds nothing."""
+    def share(self, batch: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], int]:
+        """This rank's rows, and how many targets they hold; where they hold none, a row of another rank that counts as
+        none: the loss of no target may be NaN, and NaN times zero is NaN."""
+        real = batch["labels"] != IGNORE_INDEX
         if self.size == 1:
-            return batch
+            return batch, int(real.sum())
         mine = {key: value[self.rank :: self.size] for key, value in batch.items()}
-        if len(mine["labels"]):
-            return mine
-        first = {key: value[:1] for key, value in batch.items()}
-        return {**first, "labels": torch.full_like(first["labels"], IGNORE_INDEX)}
+        if count := int(real[self.rank :: self.size].sum()):
+            return mine, count
+        row = int(real.nonzero()[0, 0])
+        return {key: value[row : row + 1] for key, value in batch.items()}, 0
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all ranks."""

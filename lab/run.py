@@ -207,7 +207,7 @@ def train(
                 raise ValueError(
                     f"{source.about['place']} is not the data that {out} was trained on; give that with --data."
                 )
-            model_config, config = ModelConfig(**found.about["model"]), found.train
+            model_config, config = found.parsed("model", ModelConfig), found.train
             model_config, config = changed((model_config, config), changes)
         elif place is None:
             raise ValueError("there is nothing to train on: give --data, a prepared folder or the name of a corpus.")

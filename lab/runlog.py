@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,14 @@ class RunLog:
     A record of event "step" has step, epoch, tokens (so far), loss (nats a target token), rate, gradient_norm, seconds,
     tokens_per_second, matmul_fraction (of the peak measured at the start, or None) and memory (peak, bytes). One of
     event "validation" has step, loss, tokens, perplexity and, where the data says them, word_perplexity and
-    bits_per_byte.
+    bits_per_byte. What is not finite is null. Raises OSError naming the file where it cannot be written.
     """
 
     def __init__(
         self, folder: Path | None, steps: int, step: int = 0, *, progress: bool = False, tensorboard: Path | None = None
     ) -> None:
-        self.file = self.board = None
+        self.file = None
+        self.board = None if tensorboard is None else summary_writer(tensorboard, step)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             kept = [r for r in read(folder) if r["step"] <= step] if (folder / LOG).exists() and step else []
@@ -49,14 +51,18 @@ class RunLog:
             part.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
             os.replace(part, folder / LOG)
             self.file = (folder / LOG).open("a", encoding="utf-8")
-        if tensorboard is not None:
-            self.board = summary_writer(tensorboard)
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not progress, file=sys.stderr)
 
     def write(self, record: Record) -> None:
+        record = {name: finite(value) if isinstance(value, float) else value for name, value in record.items()}
         if self.file is not None:
-            self.file.write(json.dumps(record) + "\n")
-            self.file.flush()
+            try:
+                self.file.write(json.dumps(record, allow_nan=False) + "\n")
+                self.file.flush()
+            except OSError as error:
+                raise OSError(
+                    f"{self.file.name} cannot be written ({error}); make room, then go on with --resume."
+                ) from error
         if self.board is not None:
             numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
             for name, value in numbers.items():
@@ -71,9 +77,11 @@ class RunLog:
 
     def close(self) -> None:
         self.bar.close()
-        for sink in (self.file, self.board):
-            if sink is not None:
-                sink.close()
+        if self.board is not None:
+            self.board.close()
+        if self.file is not None:
+            with suppress(OSError):  # what could not be written before, and was said
+                self.file.close()
 
 
 def summary(record: Record) -> str:
@@ -88,14 +96,15 @@ def summary(record: Record) -> str:
     return ", ".join(parts)
 
 
-def summary_writer(folder: Path) -> Any:
+def summary_writer(folder: Path, step: int) -> Any:
+    """What a killed run wrote after the step that it goes on from is dropped."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError(
             f"--tensorboard {folder} needs a package that is not here; run: pip install tensorboard"
         ) from error
-    return SummaryWriter(folder)
+    return SummaryWriter(folder, purge_step=step + 1 if step else None)
 
 
 def finite(value: float) -> float | None:

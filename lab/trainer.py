@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,7 @@ from . import checkpoint
 from .config import TrainConfig
 from .evaluation import Evaluation
 from .labels import IGNORE_INDEX, count_targets
-from .parallel import World, fast_matmuls, moved, peak_memory
+from .parallel import World, aside, fast_matmuls, get_random, moved, peak_memory, set_random
 from .runlog import Record, RunLog
 from .schedule import rate_factor
 
@@ -36,7 +37,7 @@ class History:
 @dataclass
 class Progress:
     """How far a run is. batch: micro-batches of the epoch that are done; tokens: target tokens so far; bad: validations
-    since the best one."""
+    since the best one; scaler: the state of the loss scaler, for fp16."""
 
     step: int = 0
     epoch: int = 0
@@ -44,6 +45,7 @@ class Progress:
     tokens: int = 0
     best: float | None = None
     bad: int = 0
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def planned_rates(config: TrainConfig) -> list[float]:
@@ -69,22 +71,27 @@ def require_finite(name: str, value: float, step: int) -> None:
         raise FloatingPointError(f"the {name} is {value} at step {step}; lower the rate or look at that batch.")
 
 
-def forever(loader: Iterable[Batch], progress: Progress) -> Iterator[Batch]:
+def forever(loader: Iterable[Batch], progress: Progress, seed: int) -> Iterator[Batch]:
     """Epoch after epoch, from where `progress` stands, which is moved along.
 
-    A loader whose batch_sampler has set_epoch(epoch, start) gives each epoch another order and skips without loading;
-    another one is read again from its beginning, and must come in the same order to be resumed.
+    A loader whose batch_sampler has set_epoch(epoch, start) skips without loading; another one is read again from its
+    beginning, and must come in the same order to be resumed. A DataLoader that shuffles does: what beginning an epoch
+    draws from torch's generator follows from seed and epoch.
     """
     while True:
-        sampler, first = getattr(loader, "batch_sampler", None), progress.batch
+        sampler, skipped = getattr(loader, "batch_sampler", None), progress.batch
         if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(progress.epoch, first)
-            first = 0
-        for batch in itertools.islice(loader, first, None):
+            sampler.set_epoch(progress.epoch, skipped)
+            skipped = 0
+        with aside(torch.device("cpu")):
+            torch.default_generator.manual_seed(seed + progress.epoch)
+            batches = iter(loader)
+            first = deque(itertools.islice(batches, skipped or not progress.batch), maxlen=1)
+        for batch in itertools.chain(() if progress.batch else first, batches):
             progress.batch += 1
             yield batch
         if not progress.batch:
-            raise ValueError("the training data has no batch; give more of it, or smaller batches.")
+            raise ValueError("the training data has no batch, or is a used-up iterator; give a list or a loader.")
         progress.epoch, progress.batch = progress.epoch + 1, 0
 
 
@@ -109,15 +116,16 @@ class Trainer:
         tensorboard: Path | None = None,
     ) -> None:
         self.model, self.config, self.validation, self.on_step = model, config, validation, on_step
-        self.out, self.data, self.tokenizer = None if out is None else Path(out), dict(data or {}), tokenizer
+        self.out, self.tokenizer = None if out is None else Path(out), tokenizer
         self.measure = measure or (lambda result: {"perplexity": result.perplexity})
         self.world = world or World(next(model.parameters()).device)
         self.device = self.world.device
         if resume and self.out is None:
             raise ValueError("resume needs the folder of the run: give out.")
-        if self.out is not None and not resume and (self.out / checkpoint.INDEX).exists():
+        if not resume and self.out is not None and (self.out / checkpoint.INDEX).exists():
             raise ValueError(f"{self.out} holds a run already; resume it, or give another folder.")
         torch.manual_seed(config.seed + self.world.rank)  # each rank its own dropout
+        self.about = checkpoint.describe(model, config, data or {})  # before FSDP makes another class of it
         self.wrapped = self.world.wrap(model)
         self.engine = torch.compile(self.wrapped) if config.compile else self.wrapped
         self.optimizer = make_optimizer(model, config)
@@ -126,7 +134,7 @@ class Trainer:
         if resume:
             self.restore()
         self.rates = planned_rates(config)
-        self.batches = forever(loader, self.progress)
+        self.batches = forever(loader, self.progress, config.seed)
         self.log: RunLog | None = None
         self.pending: list[tuple[Record, Tensor, Tensor]] = []
         # To read a value makes the host wait for a GPU: rarely, then. A CPU never runs ahead.
@@ -150,6 +158,11 @@ class Trainer:
                 while self.progress.step < self.config.steps and not self.out_of_patience:
                     self.step(history)
                 self.flush(history)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(
+                f"out of GPU memory after {self.progress.step} steps. Halve batch_tokens ({self.config.batch_tokens}) "
+                "and double accumulate (the same training), or set loss_chunk or precision bf16."
+            ) from error
         finally:
             self.log.close()
         return history
@@ -163,13 +176,7 @@ class Trainer:
         step, rate = self.progress.step + 1, self.rates[self.progress.step]
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        try:
-            loss, norm, tokens = self.update(step)
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(
-                f"out of GPU memory at step {step}, with {self.config.batch_tokens} tokens in a micro-batch. Halve "
-                "batch_tokens and double accumulate (the same training), or set loss_chunk or precision bf16."
-            ) from error
+        loss, norm, tokens = self.update(step)
         self.progress.step, self.progress.tokens = step, self.progress.tokens + tokens
         record = {"event": "step", "step": step, "epoch": self.progress.epoch, "rate": rate, "tokens": tokens}
         self.pending.append((record, loss, norm))
@@ -187,19 +194,18 @@ class Trainer:
         batches = [next(self.batches) for _ in range(self.config.accumulate)]
         total = sum(count_targets(batch["labels"]) for batch in batches)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=self.device)
+        parts = []
         for number, batch in enumerate(batches, start=1):
-            mine = self.world.share(batch)
-            weight = int((mine["labels"] != IGNORE_INDEX).sum()) / total
+            mine, count = self.world.share(batch)
             if self.flops is None and self.out is not None:
                 self.flops = self.count_flops(mine)
             with self.world.synchronised(self.wrapped, last=number == len(batches)):
                 with self.autocast():
-                    part = self.engine(**moved(mine, self.device)).loss * weight
+                    part = self.engine(**moved(mine, self.device)).loss * (count / total)
                 # The ranks' gradients are averaged, and their parts add up.
                 self.scaler.scale(part * self.world.size).backward()
-            loss += part.detach()
-        loss = self.world.sum(loss)
+            parts.append(part.detach())
+        loss = self.world.sum(torch.stack(parts).sum())
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
@@ -211,7 +217,8 @@ class Trainer:
 
     def guard(self, loss: float, norm: float, step: int) -> None:
         require_finite("loss", loss, step)
-        if not self.scaler.is_enabled():  # which skips such a step, and lowers its scale
+        # A scaler skips such a step and halves its scale, which starts at 65536: below 1 it is of no help.
+        if not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
             require_finite("gradient norm", norm, step)
 
     def autocast(self) -> AbstractContextManager:
@@ -222,9 +229,12 @@ class Trainer:
         """FLOPs of one target token in this batch, and the FLOP/s of a large matmul here, now."""
         from .flops import flops_per_step, measured_matmul_peak
 
-        targets = max(1, int((batch["labels"] != IGNORE_INDEX).sum()))
         peak = measured_matmul_peak(self.device, PRECISIONS[self.config.precision])
-        return flops_per_step(self.model, moved(batch, self.device)) / targets, peak
+        # Rows are of one length: one of them tells of all, and fits where a batch without its chunks might not.
+        row = moved({key: value[:1] for key, value in batch.items()}, self.device)
+        with aside(self.device):  # a resumed run counts again, and shall draw the same dropout
+            flops = flops_per_step(self.model, row) * len(batch["labels"])
+        return flops / max(1, int((batch["labels"] != IGNORE_INDEX).sum())), peak
 
     def flush(self, history: History, last: bool = False) -> None:
         """Read the values of the steps since the last time, and log them."""
@@ -252,6 +262,7 @@ class Trainer:
         record, best = history.steps[-1], True
         if self.validation is not None:
             result = self.evaluate(self.validation)
+            require_finite("validation loss", result.loss, record["step"])
             best = self.progress.best is None or result.loss < self.progress.best
             self.progress.bad = 0 if best else self.progress.bad + 1
             self.progress.best = result.loss if best else self.progress.best
@@ -267,19 +278,16 @@ class Trainer:
 
     def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
         """The model's own evaluation; DDP's ranks take every so many-th batch each, FSDP's need one another for all."""
-        apart = self.world.size > 1 and self.world.kind == "ddp"
-        mine = iter(itertools.islice(batches, self.world.rank, None, self.world.size) if apart else batches)
-        first = next(mine, None) if apart else None
-        if apart and first is None:
-            result = Evaluation(0.0, 0)
-        else:
-            with self.autocast():
-                result = self.model.evaluate(itertools.chain([first], mine) if apart else mine)
-        if not apart:
-            return result
-        loss, tokens = self.world.sum(
-            torch.tensor([result.loss * result.tokens, result.tokens], dtype=torch.float64, device=self.device)
-        ).tolist()
+        with aside(self.device), self.autocast():
+            if self.world.size == 1 or self.world.kind == "fsdp":
+                return self.model.evaluate(batches)
+            mine = itertools.islice(batches, self.world.rank, None, self.world.size)
+            first = next(mine, None)
+            part = Evaluation(0.0, 0) if first is None else self.model.evaluate(itertools.chain([first], mine))
+        sums = torch.tensor([part.loss * part.tokens, part.tokens], dtype=torch.float64, device=self.device)
+        loss, tokens = self.world.sum(sums).tolist()
+        if not tokens:
+            raise ValueError("there is no batch to evaluate on; the data is empty or its iterator is used up.")
         return Evaluation(loss / tokens, int(tokens))
 
     def save(self, best: bool) -> None:
@@ -287,32 +295,34 @@ class Trainer:
         self.world.settle(self.model)
         weights = checkpoint.get_weights(self.model)
         state = checkpoint.get_optimizer(self.model, self.optimizer)
-        for rank, random in enumerate(self.world.gather(checkpoint.get_random(self.device))):
+        for rank, random in enumerate(self.world.gather(get_random(self.device))):
             state |= {f"random/{rank}/{name}": value for name, value in random.items()}
+        self.progress.scaler = self.scaler.state_dict()
         if self.world.chief:
-            done = {**asdict(self.progress), "scaler": self.scaler.state_dict()}
-            about = checkpoint.describe(self.model, self.config, self.data, done)
+            about = {**self.about, "progress": asdict(self.progress)}
             checkpoint.save(self.out, about, weights, state, tokenizer=self.tokenizer, best=best)
         self.world.wait()
 
     def restore(self) -> None:
         """Go on from the run's last checkpoint. Raises ValueError where it is of another model, data or config."""
         found = checkpoint.find(self.out)
-        for name, here in (("train", asdict(self.config)), ("data", self.data)):
-            changed = sorted(k for k in {*here, *found.about[name]} if here.get(k) != found.about[name].get(k))
+        if self.world.chief:
+            checkpoint.prune(self.out)
+        for name in ("model", "train", "data"):
+            was, now = found.about[name] or {}, self.about[name] or {}
+            changed = [key for key in {**was, **now} if was.get(key) != now.get(key)]
             if changed:
-                was = ", ".join(f"{k} {found.about[name].get(k)!r}, now {here.get(k)!r}" for k in changed)
-                raise ValueError(f"{found.folder} was trained otherwise: {was}. Resume with what it began with.")
+                values = ", ".join(f"{key} {was.get(key)!r}, now {now.get(key)!r}" for key in changed)
+                raise ValueError(f"{found.folder} was trained otherwise: {values}. Resume with what it began with.")
         checkpoint.load_weights(self.model, found.weights(), str(found.folder))
         state = found.state()
         checkpoint.load_optimizer(self.model, self.optimizer, state)
-        done = dict(found.about["progress"])
-        self.scaler.load_state_dict(done.pop("scaler"))
-        self.progress = Progress(**done)
+        self.progress = found.parsed("progress", Progress)
+        self.scaler.load_state_dict(self.progress.scaler)
         prefix = f"random/{self.world.rank}/"
         random = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if random:
-            checkpoint.set_random(random, self.device)
+            set_random(random, self.device)
         else:  # more ranks than there were
             torch.manual_seed(hash((self.config.seed, self.progress.step, self.world.rank)))
 
