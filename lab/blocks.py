@@ -16,9 +16,12 @@ from .labels import IGNORE_INDEX
 
 @dataclass
 class ModelOutput:
-    """logits (B, T, V); loss () where labels were given; attentions: name -> one (B, H, T, S) a layer, on request."""
+    """logits (B, T, V), but none where the loss was computed in chunks; loss () where labels were given.
 
-    logits: Tensor
+    attentions: name -> one (B, H, T, S) a layer, on request.
+    """
+
+    logits: Tensor | None
     loss: Tensor | None = None
     attentions: dict[str, list[Tensor]] = field(default_factory=dict)
 
@@ -74,9 +77,10 @@ class Embedder(nn.Module):
                 f"Cut the input or build the model with a longer context."
             )
         try:
-            x = self.token(ids) * self.scale
+            x = self.token(ids)
         except IndexError as error:
             raise IndexError(self.explain(ids, name)) from error
+        x = x if self.scale == 1 else x * self.scale
         position = position_of(everything, self.config.pad_id, ids.size(1))
         return self.dropout(
             x + (self.position(position) if self.config.positions == "learned" else self.table[position])

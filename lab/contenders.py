@@ -18,7 +18,7 @@ from .config import ModelConfig, TrainConfig, unknown
 from .language_model import LanguageModel
 from .trainer import make_optimizer
 
-CHUNK = 512  # positions of a chunk of head and loss
+CHUNK = 256  # positions of a chunk of head and loss
 OURS = ("lab", "lab, chunked loss")
 NAMES = (*OURS, "transformers", "nanoGPT")
 

@@ -88,15 +88,17 @@ def count_targets(labels: Tensor) -> int:
     return count
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean negative log likelihood in nats over the labels that count: logits (B, T, V), labels (B, T) -> ().
 
-    Zero, not NaN, where none counts: a NaN would spoil every average that the loss enters.
+    Zero, not NaN, where none counts: a NaN would spoil every average that the loss enters. label_smoothing: the share
+    of each target that is spread over the whole vocabulary (Szegedy et al. 2016, 7).
     """
     if logits.dim() != 3 or logits.shape[:-1] != labels.shape:
         raise ValueError(
             f"logits {tuple(logits.shape)} do not fit labels {tuple(labels.shape)}: need (B, T, V), (B, T)."
         )
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)  # half precision is too coarse
-    total = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
+    how = {"ignore_index": IGNORE_INDEX, "reduction": "sum", "label_smoothing": label_smoothing}
+    total = F.cross_entropy(logits, labels.flatten(), **how)
     return total / (labels != IGNORE_INDEX).sum().clamp(min=1)

@@ -11,7 +11,7 @@ from .attention import KVCache
 from .blocks import Block, Embedder, ModelOutput, check_shape, initialise
 from .config import ModelConfig
 from .evaluation import Evaluation, mean_loss
-from .labels import cross_entropy
+from .loss import head_and_loss
 from .mode import evaluating
 
 
@@ -36,12 +36,13 @@ class LanguageModel(nn.Module):
         *,
         cache: KVCache | None = None,
         need_weights: bool = False,
+        last_only: bool = False,
     ) -> ModelOutput:
-        """input_ids (B, T) -> logits (B, T, V).
+        """input_ids (B, T) -> logits (B, T, V); with labels the loss, and no logits where the config has a loss_chunk.
 
         labels (B, T): the token that position t should predict (already one ahead of input_ids), IGNORE_INDEX where
         none is asked for. cache: input_ids are only the new ones. need_weights: attentions["decoder"], one
-        (B, H, T, T) a layer.
+        (B, H, T, T) a layer. last_only: logits of the last position, (B, 1, V), which is all that generation needs.
         """
         past = input_ids if cache is None else cache.extend(input_ids)
         x = self.embedder(input_ids, past)
@@ -50,8 +51,8 @@ class LanguageModel(nn.Module):
         for i, block in enumerate(self.blocks):
             x, weights = block(x, mask, cache=None if cache is None else cache.layers[i], need_weights=need_weights)
             attentions.append(weights[0])
-        logits = self.head(self.norm(x))
-        loss = None if labels is None else cross_entropy(logits, labels)
+        x = self.norm(x[:, -1:] if last_only else x)
+        logits, loss = head_and_loss(self.head, x, labels, self.config, self.training)
         return ModelOutput(logits, loss, {"decoder": attentions} if need_weights else {})
 
     def mask(self, ids: Tensor, last: int) -> Tensor | None:
@@ -79,15 +80,11 @@ class LanguageModel(nn.Module):
         self, input_ids: Tensor, max_new_tokens: int | None, num_beams: int = 1, use_cache: bool = True, **how
     ) -> Tensor:
         """What generate does, in whatever mode the model is in."""
-        return decoding.generate(
-            self.step(input_ids, use_cache),
-            input_ids,
-            decoding.room(input_ids.size(1), max_new_tokens, self.config.max_seq_len),
-            choose=decoding.Sampler(**how),
-            num_beams=num_beams,
-            eos_id=self.config.eos_id,
-            pad_id=self.fill_id,
-        )
+        step, choose = self.step(input_ids, use_cache), decoding.Sampler(**how)
+        room = decoding.room(input_ids.size(1), max_new_tokens, self.config.max_seq_len)
+        ends = {"eos_id": self.config.eos_id, "pad_id": self.fill_id}
+        with decoding.column_major(self, len(input_ids) * num_beams, room):
+            return decoding.generate(step, input_ids, room, choose=choose, num_beams=num_beams, **ends)
 
     def stream(self, input_ids: Tensor, max_new_tokens: int | None = None, **how) -> Iterator[Tensor]:
         """Like generate, but yields the ids (B,) of each step as they are decided."""
@@ -111,4 +108,4 @@ class LanguageModel(nn.Module):
                 f"pad prompts at the left (labels.pad(rows, pad_id, 'left')) and give each at least one token."
             )
         cache = KVCache(self.config.num_layers, self.config.max_seq_len) if use_cache else None
-        return decoding.Step(lambda ids, cache: self(ids, cache=cache).logits, cache)
+        return decoding.Step(lambda ids, cache: self(ids, cache=cache, last_only=True).logits, cache)

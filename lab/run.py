@@ -22,11 +22,12 @@ from .data import PAD_ID, SPECIAL_IDS, Prepared, Translation, names, prepare, tr
 from .data.cache import fingerprint
 from .diagnosis import diagnose
 from .evaluation import Evaluation
+from .flops import measured_matmul_peak
 from .language_model import LanguageModel
 from .parallel import World, find_device, joined
 from .report import Report
 from .subject import Subject
-from .trainer import Batch, History, fit, planned_rates
+from .trainer import PRECISIONS, Batch, History, fit, planned_rates
 from .transformer import Transformer
 
 Measure = Callable[[Evaluation], dict[str, float]]
@@ -190,6 +191,7 @@ def train(
     data_dir: str | None = None,
     tensorboard: Path | None = None,
     progress: bool = True,
+    on_step: Callable[[dict[str, Any]], Any] | None = None,
 ) -> History:
     """Train a preset on a source in the folder `out`, or go on with what is there.
 
@@ -244,6 +246,7 @@ def train(
             world=world,
             progress=progress,
             tensorboard=tensorboard,
+            on_step=on_step,
         )
 
 
@@ -258,8 +261,22 @@ def announce(model: nn.Module, source: Source, config: TrainConfig, world: World
         f"{world.device.type}, {config.precision}{', compiled' if config.compile else ''}.",
         file=sys.stderr,
     )
+    if slower := slow_precision(config.precision, world.device):
+        print(slower, file=sys.stderr)
     if found := advice(model, source, config).brief():
         print(found, file=sys.stderr)
+
+
+def slow_precision(precision: str, device: torch.device) -> str:
+    """What to change where this device multiplies matrices faster in float32 than in the precision asked for."""
+    if precision == "fp32":
+        return ""
+    asked, full = (measured_matmul_peak(device, PRECISIONS[name], seconds=0.2) for name in (precision, "fp32"))
+    if asked >= full:
+        return ""
+    return (
+        f"{precision} is slow here: its matmuls run {full / asked:.1f} times slower than fp32's; try --precision fp32."
+    )
 
 
 def evaluate(

@@ -12,7 +12,7 @@ from .attention import KVCache
 from .blocks import Block, Embedder, ModelOutput, initialise
 from .config import ModelConfig
 from .evaluation import Evaluation, mean_loss
-from .labels import cross_entropy
+from .loss import head_and_loss
 from .mode import evaluating
 
 
@@ -40,7 +40,7 @@ class Transformer(nn.Module):
     def forward(
         self, input_ids: Tensor, decoder_input_ids: Tensor, labels: Tensor | None = None, *, need_weights: bool = False
     ) -> ModelOutput:
-        """input_ids (B, S), decoder_input_ids (B, T) -> logits (B, T, V).
+        """input_ids (B, S), decoder_input_ids (B, T) -> logits (B, T, V), but none with labels and a loss_chunk.
 
         labels (B, T): the token that position t should predict, IGNORE_INDEX where none is asked for.
         need_weights: attentions["encoder"], ["decoder"] and ["cross"], one (B, H, T or S, T or S) a layer.
@@ -52,8 +52,9 @@ class Transformer(nn.Module):
             )
         attentions = {"encoder": [], "decoder": [], "cross": []} if need_weights else None
         memory = self.encode(input_ids, attentions)
-        logits = self.decode(decoder_input_ids, memory, masks.key_is_real(input_ids, self.config.pad_id), attentions)
-        return ModelOutput(logits, None if labels is None else cross_entropy(logits, labels), attentions or {})
+        hidden = self.decode(decoder_input_ids, memory, masks.key_is_real(input_ids, self.config.pad_id), attentions)
+        logits, loss = head_and_loss(self.head, hidden, labels, self.config, self.training)
+        return ModelOutput(logits, loss, attentions or {})
 
     def encode(self, input_ids: Tensor, attentions: dict[str, list[Tensor]] | None = None) -> Tensor:
         """input_ids (B, S) -> memory (B, S, D)."""
@@ -73,7 +74,7 @@ class Transformer(nn.Module):
         attentions: dict[str, list[Tensor]] | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """decoder_input_ids (B, T), memory (B, S, D), memory_mask (B, 1, 1, S) -> logits (B, T, V).
+        """decoder_input_ids (B, T), memory (B, S, D), memory_mask (B, 1, 1, S) -> (B, T, D), for the head.
 
         With a cache, decoder_input_ids are only the new ones.
         """
@@ -86,7 +87,7 @@ class Transformer(nn.Module):
             if attentions is not None:
                 attentions["decoder"].append(weights[0])
                 attentions["cross"].append(weights[1])
-        return self.head(self.decoder_norm(x))
+        return self.decoder_norm(x)
 
     def evaluate(self, batches: Iterable[Mapping[str, Tensor]]) -> Evaluation:
         """Mean loss per target token over the batches, without dropout."""
@@ -107,15 +108,10 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """What generate does, in whatever mode the model is in."""
         step, start = self.start(input_ids, num_beams, use_cache)
-        return decoding.generate(
-            step,
-            start,
-            self.room(max_new_tokens),
-            choose=decoding.Sampler(**how),
-            num_beams=num_beams,
-            eos_id=self.config.eos_id,
-            pad_id=self.config.pad_id,
-        )
+        room, choose = self.room(max_new_tokens), decoding.Sampler(**how)
+        ends = {"eos_id": self.config.eos_id, "pad_id": self.config.pad_id}
+        with decoding.column_major(self, len(input_ids) * num_beams, room):
+            return decoding.generate(step, start, room, choose=choose, num_beams=num_beams, **ends)
 
     def stream(self, input_ids: Tensor, max_new_tokens: int | None = None, **how) -> Iterator[Tensor]:
         """Like generate, but yields the ids (B,) of each step as they are decided."""
@@ -133,8 +129,11 @@ class Transformer(nn.Module):
         memory = self.encode(input_ids).repeat_interleave(num_beams, dim=0)
         memory_mask = masks.key_is_real(input_ids, self.config.pad_id).repeat_interleave(num_beams, dim=0)
         cache = KVCache(self.config.num_layers, self.config.max_seq_len) if use_cache else None
-        step = decoding.Step(lambda ids, cache: self.decode(ids, memory, memory_mask, None, cache), cache)
-        return step, input_ids.new_full((len(input_ids), 1), self.config.bos_id)
+
+        def forward(ids: Tensor, cache: KVCache | None) -> Tensor:
+            return self.head(self.decode(ids, memory, memory_mask, None, cache)[:, -1:])
+
+        return decoding.Step(forward, cache), input_ids.new_full((len(input_ids), 1), self.config.bos_id)
 
     def room(self, max_new_tokens: int | None) -> int:
         """max_new_tokens, checked against the context that the start token shares with them."""

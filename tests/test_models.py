@@ -13,9 +13,10 @@ from torch import nn
 from lab import masks
 from lab.attention import KVCache, MultiHeadAttention
 from lab.blocks import Embedder
-from lab.config import ModelConfig, preset
+from lab.config import ModelConfig
 from lab.labels import IGNORE_INDEX, collate_pairs, collate_texts, cross_entropy
 from lab.language_model import LanguageModel
+from lab.presets import preset
 from lab.transformer import Transformer
 
 PAD, BOS, EOS, VOCAB = 0, 1, 2, 12
@@ -200,7 +201,7 @@ def test_a_decoder_fed_in_pieces_gives_the_logits_of_the_whole(norm, pieces):
     model, cache = make(Transformer, norm=norm).eval(), KVCache(num_layers=2, max_len=16)
     source = torch.tensor([[5, 6, PAD], [7, 8, 9]])
     memory, mask = model.encode(source), masks.key_is_real(source, PAD)
-    logits = [model.decode(piece, memory, mask, cache=cache) for piece in PADDED.split(pieces, dim=1)]
+    logits = [model.head(model.decode(piece, memory, mask, cache=cache)) for piece in PADDED.split(pieces, dim=1)]
     torch.testing.assert_close(torch.cat(logits, dim=1), model(source, PADDED).logits)
 
 

@@ -15,7 +15,7 @@ from lab import checkpoint, presets, runlog
 from lab.cli import app
 from lab.config import TrainConfig
 from lab.evaluation import Evaluation
-from lab.run import changed, open_source, parsed, units
+from lab.run import changed, open_source, parsed, slow_precision, units
 
 SMALL = ["d_model=32", "num_heads=2", "num_layers=1", "d_ff=128", "max_seq_len=32", "warmup_steps=2", "eval_every=4"]
 
@@ -124,6 +124,15 @@ def test_the_plan_is_announced_with_its_findings(text, tmp_path, capfd):
     train(str(text), tmp_path, changes=[*SMALL, "steps=4", "batch_tokens=64", "d_ff=64"], progress=False)
     said = capfd.readouterr().err
     assert "parameters" in said and "[P3] d_ff is 64, 2 × d_model 32" in said
+
+
+@pytest.mark.parametrize(("bf16", "said"), [(1e9, "matmuls run 8.0 times slower than fp32's"), (9e9, "")])
+def test_a_precision_that_is_slower_here_is_said(monkeypatch, bf16, said):
+    peaks = {torch.bfloat16: bf16, torch.float32: 8e9}
+    monkeypatch.setattr("lab.run.measured_matmul_peak", lambda device, dtype, seconds: peaks[dtype])
+    told = slow_precision("bf16", torch.device("cpu"))
+    assert said in told and bool(told) == bool(said)
+    assert slow_precision("fp32", torch.device("cpu")) == ""
 
 
 @pytest.mark.parametrize(
