@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import platform
 import statistics
 import subprocess
@@ -19,57 +20,56 @@ import torch
 from torch import Tensor
 
 from .config import ModelConfig, unknown
-from .contenders import OURS, Contender, make, ours
+from .contenders import OURS, make, make_batch, ours, stepper
 from .flops import flops_per_step, measured_matmul_peak
-from .parallel import find_device, moved
+from .loss import fast_type
+from .memory import memory
+from .parallel import fast_matmuls, find_device
 from .presets import preset
 from .trainer import PRECISIONS
 
 MODES = ("eager", "compiled")
-TARGETS = {"cpu": 2048, "cuda": 32768}  # tokens of a step
-
-
-def stepper(contender: Contender, compiled: bool, precision: str, batch: dict[str, Tensor]) -> Callable[[], float]:
-    """One training step: forward, backward, clipped, AdamW. Returns its loss."""
-    model = torch.compile(contender.model) if compiled else contender.model
-    device = batch["input_ids"].device
-
-    def step() -> float:
-        with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
-            loss = contender.loss(model, batch["input_ids"], batch["labels"])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(contender.model.parameters(), 1.0)
-        contender.optimizer.step()
-        contender.optimizer.zero_grad(set_to_none=True)
-        return loss.item()  # which waits for a GPU
-
-    return step
-
-
-def make_batch(config: ModelConfig, tokens: int, device: str) -> dict[str, Tensor]:
-    rows = max(1, tokens // config.max_seq_len)
-    ids = torch.randint(config.vocab_size, (rows, config.max_seq_len + 1), generator=torch.Generator().manual_seed(1))
-    batch = {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
-    return moved(batch, torch.device(device))
+TOKENS = {"cpu": 2048, "cuda": 32768}  # of a step
+STEPS = {"cpu": 1, "cuda": 10}  # of a turn: to wait for a GPU after each would leave it idle
 
 
 def training(
     config: ModelConfig, names: list[str], checkout: Path | None, mode: str, precision: str, device: str, repeats: int,
     tokens: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Seconds of a step of each contender, one step each in turn, and the matmul peak measured in the same turns."""
-    batch = make_batch(config, tokens, device)
+    """Seconds of a step of each contender, taking turns, and the matmul peak measured in the same turns.
+
+    Where they do not all fit in a GPU's memory, with half as many tokens.
+    """
+    how = names, checkout, mode, precision, device, repeats
+    while True:
+        try:
+            return taking_turns(config, make_batch(config, tokens, device), *how)
+        except torch.OutOfMemoryError:
+            if tokens <= config.max_seq_len:
+                raise
+        tokens //= 2
+        torch.cuda.empty_cache()
+
+
+def taking_turns(
+    config: ModelConfig, batch: dict[str, Tensor], names: list[str], checkout: Path | None, mode: str, precision: str,
+    device: str, repeats: int,
+) -> dict[str, Any]:  # fmt: skip
     contenders = [make(name, config, checkout, device) for name in names]
     steps = {c.name: stepper(c, mode == "compiled", precision, batch) for c in contenders}
-    first = {name: step() for name, step in steps.items()}  # compiles, and fills the optimizer's state
+    first = {name: step().item() for name, step in steps.items()}  # compiles, and fills the optimizer's state
+    turn = STEPS.get(torch.device(device).type, 1)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     peaks = []
     for _ in range(repeats):
         peaks.append(measured_matmul_peak(device, PRECISIONS[precision]))
         for name, step in steps.items():
             start = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - start)
+            for _ in range(turn):
+                loss = step()
+            loss.item()  # waits for a GPU
+            seconds[name].append((time.perf_counter() - start) / turn)
     flops = flops_per_step(ours(config, None).model.to(device), batch)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     count = batch["labels"].numel()
@@ -77,6 +77,7 @@ def training(
         "mode": mode,
         "batch": list(batch["input_ids"].shape),
         "first_loss": first,
+        "loss_difference": max(abs(loss - first["lab"]) for loss in first.values()),
         "seconds": seconds,
         "tokens_per_second": {name: count / median for name, median in medians.items()},
         "ratio": {
@@ -90,56 +91,6 @@ def training(
         "matmul_peaks": peaks,
         "fraction_of_peak": {name: flops / median / max(peaks) for name, median in medians.items()},
     }
-
-
-# Memory
-
-
-def extra_memory(
-    name: str, config: ModelConfig, checkout: Path | None, mode: str, precision: str, device: str, tokens: int
-) -> int:
-    """The bytes that a step needs beside weights and optimizer state; in a process of its own on a CPU."""
-    batch = make_batch(config, tokens, device)
-    step = stepper(make(name, config, checkout, device), mode == "compiled", precision, batch)
-    step()
-    if torch.device(device).type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        step()
-        return torch.cuda.max_memory_allocated(device) - before
-    step()
-    trim_heap()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is resident now
-    before = resident("VmRSS")
-    step()
-    return resident("VmHWM") - before
-
-
-def trim_heap() -> None:
-    """Give freed memory back to the system, so that it counts again when the next step takes it."""
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def resident(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {field}; memory on a CPU is measured on Linux alone.")
-
-
-def memory(preset_name: str, names: list[str], threads: int, **how: Any) -> dict[str, int | None]:
-    """extra_memory of each contender; None where it could not be measured."""
-    measured: dict[str, int | None] = {}
-    for name in names:
-        told = json.dumps({"preset": preset_name, "name": name, "threads": threads, **how}, default=str)
-        run = subprocess.run([sys.executable, "-m", "lab.bench", told], capture_output=True, text=True)
-        measured[name] = int(run.stdout.split()[-1]) if run.returncode == 0 and run.stdout.split() else None
-        if run.returncode:
-            print(f"memory of {name}: {run.stderr.strip().splitlines()[-1]}", file=sys.stderr)
-    return measured
 
 
 # Generation
@@ -220,7 +171,7 @@ def profiled(config: ModelConfig, precision: str, device: str, tokens: int) -> d
 def run(
     presets: tuple[str, ...] = ("16m",),
     nanogpt: Path | None = None,
-    precision: str = "bf16",
+    precision: str = "auto",
     device: str = "cpu",
     repeats: int = 5,
     threads: int | None = None,
@@ -231,11 +182,12 @@ def run(
 ) -> dict[str, Any]:
     """Measure, print, and write as JSON. tokens: of a step; configs: sizes in place of the presets of that name.
 
+    precision: "fp32", "bf16", or "auto", which is bf16 where the device has instructions for it.
+
     Raises ValueError for an unknown precision, mode, preset or device, and for a checkout that is none of nanoGPT.
     """
     where = find_device(device)
-    if precision not in PRECISIONS:
-        raise unknown("precision", precision, list(PRECISIONS))
+    precision = chosen(precision, where)
     for mode in modes:
         if mode not in MODES:
             raise unknown("mode", mode, list(MODES))
@@ -243,7 +195,7 @@ def run(
         raise ValueError(f"repeats is {repeats}; it must be at least 1.")
     if threads is not None:
         torch.set_num_threads(threads)
-    tokens = tokens or TARGETS.get(where.type, TARGETS["cpu"])
+    tokens = tokens or TOKENS.get(where.type, TOKENS["cpu"])
     sizes = {name: (configs or {}).get(name) or preset(name) for name in presets}
     names = list(OURS)
     missing = {}
@@ -274,9 +226,11 @@ def run(
     for size, config in sizes.items():
         measured: dict[str, Any] = {"training": [], "memory": {}}
         for mode in modes:
-            row = training(config, names, nanogpt, mode, precision, device, repeats, tokens)
+            with fast_matmuls(where):
+                row = training(config, names, nanogpt, mode, precision, device, repeats, tokens)
             if configs is None:
-                how = {"checkout": nanogpt, "mode": mode, "precision": precision, "device": device, "tokens": tokens}
+                how = {"checkout": nanogpt, "mode": mode, "precision": precision, "device": device}
+                how["tokens"] = math.prod(row["batch"])  # all of them, or what fitted
                 measured["memory"][mode] = memory(size, names, torch.get_num_threads(), **how)
             measured["training"].append(row)
             show_training(size, row, measured["memory"].get(mode, {}))
@@ -291,6 +245,18 @@ def run(
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
+
+
+def chosen(precision: str, device: torch.device) -> str:
+    """The precision asked for; "auto" is bf16 where the device has instructions for it."""
+    slow = fast_type(device, torch.bfloat16) != torch.bfloat16
+    if precision == "auto":
+        return "fp32" if slow else "bf16"
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, ["auto", *PRECISIONS])
+    if precision == "bf16" and slow:
+        print("this CPU has no instructions for bf16: products are emulated, and steps take minutes; take fp32")
+    return precision
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -331,11 +297,3 @@ def show_generation(row: dict[str, Any]) -> None:
             f"  generating, {name:20} {speed:8,.0f} tokens/s"
             + (f"  lab is {ratio:.2f} x as fast, {'the same' if same else 'OTHER'} tokens" if ratio else "")
         )
-
-
-if __name__ == "__main__":
-    told = json.loads(sys.argv[1])
-    torch.set_num_threads(told.pop("threads"))
-    told["config"] = preset(told.pop("preset"))
-    told["checkout"] = Path(told["checkout"]) if told["checkout"] else None
-    print(extra_memory(**told))

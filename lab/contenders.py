@@ -1,4 +1,4 @@
-"""What `lab bench` measures: our language model, Hugging Face's GPT-2 and nanoGPT, with the same weights."""
+"""What `lab bench` measures: our language model, Hugging Face's GPT-2 and nanoGPT, from the same weights."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from .config import ModelConfig, TrainConfig, unknown
 from .language_model import LanguageModel
-from .trainer import make_optimizer
+from .parallel import moved
+from .trainer import PRECISIONS, make_optimizer
 
-CHUNK = 256  # positions of a chunk of head and loss
+CHUNK = 512  # positions of a chunk of head and loss
 OURS = ("lab", "lab, chunked loss")
 NAMES = (*OURS, "transformers", "nanoGPT")
 
@@ -39,7 +40,9 @@ def ours(config: ModelConfig, chunk: int | None) -> Contender:
     model = LanguageModel(config.replace(dropout=0.0, loss_chunk=chunk))
     name = OURS[chunk is not None]
     optimizer = make_optimizer(model, TrainConfig(1, learning_rate=3e-4))
-    return Contender(name, model, lambda model, x, y: model(input_ids=x, labels=y).loss, optimizer, "lab.LanguageModel")
+    return Contender(
+        name, model, lambda model, x, y: model(input_ids=x, labels=y).loss, optimizer, "lab.LanguageModel; AdamW fused"
+    )
 
 
 def transformers_gpt2(config: ModelConfig) -> Contender:
@@ -68,8 +71,8 @@ def transformers_gpt2(config: ModelConfig) -> Contender:
     )
 
 
-def nanogpt(config: ModelConfig, checkout: Path, device: str) -> Contender:
-    """nanoGPT with our weights, its own optimizer and flags. Raises ValueError for what is no checkout of it."""
+def nanogpt(config: ModelConfig, checkout: Path) -> Contender:
+    """nanoGPT with our weights. Raises ValueError for what is no checkout of it."""
     path = checkout / "model.py"
     if not path.is_file() or "class GPTConfig" not in path.read_text(encoding="utf-8"):
         raise ValueError(f"{checkout} is no checkout of nanoGPT: model.py with GPTConfig is not there.")
@@ -84,9 +87,9 @@ def nanogpt(config: ModelConfig, checkout: Path, device: str) -> Contender:
         model = module.GPT(module.GPTConfig(**shape, n_head=config.num_heads, n_embd=config.d_model, dropout=0.0))
         body = model.transformer
         copy_weights(ours(config, None).model, body, body.wte, body.wpe, transposed=False)
-        optimizer = model.configure_optimizers(0.1, 3e-4, (0.9, 0.95), torch.device(device).type)
     commit = subprocess.run(["git", "-C", checkout, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    code = f"nanoGPT {commit.stdout.strip() or 'of unknown version'}, model.GPT and its configure_optimizers"
+    code = f"nanoGPT {commit.stdout.strip() or 'of unknown version'}, model.GPT; AdamW fused"
+    optimizer = make_optimizer(model, TrainConfig(1, learning_rate=3e-4))
     return Contender("nanoGPT", model, lambda model, x, y: model(x, y)[1], optimizer, code)
 
 
@@ -117,8 +120,32 @@ def make(name: str, config: ModelConfig, checkout: Path | None, device: str) -> 
     elif name == "transformers":
         made = transformers_gpt2(config)
     elif name == "nanoGPT" and checkout is not None:
-        made = nanogpt(config, checkout, device)
+        made = nanogpt(config, checkout)
     else:
         raise unknown("contender", name, list(NAMES))
     made.model.to(device).train()
     return made
+
+
+def stepper(contender: Contender, compiled: bool, precision: str, batch: dict[str, Tensor]) -> Callable[[], Tensor]:
+    """One training step: forward, backward, clipped, AdamW. Returns its loss."""
+    model = torch.compile(contender.model) if compiled else contender.model
+    device = batch["input_ids"].device
+
+    def step() -> Tensor:
+        with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+            loss = contender.loss(model, batch["input_ids"], batch["labels"])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(contender.model.parameters(), 1.0)
+        contender.optimizer.step()
+        contender.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return step
+
+
+def make_batch(config: ModelConfig, tokens: int, device: str) -> dict[str, Tensor]:
+    rows = max(1, tokens // config.max_seq_len)
+    ids = torch.randint(config.vocab_size, (rows, config.max_seq_len + 1), generator=torch.Generator().manual_seed(1))
+    batch = {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
+    return moved(batch, torch.device(device))

@@ -6,9 +6,11 @@ import statistics
 import pytest
 import torch
 
-from lab.bench import extra_memory, run
+from lab import bench
+from lab.bench import run
 from lab.config import ModelConfig
 from lab.contenders import make
+from lab.memory import extra_memory
 
 CONFIG = ModelConfig(97, d_model=32, num_heads=4, num_layers=2, d_ff=128, max_seq_len=40)
 
@@ -84,6 +86,8 @@ def test_all_contenders_compute_the_same_loss(result):
     assert set(losses) == {"lab", "lab, chunked loss", "transformers", "nanoGPT"}
     assert all(loss == pytest.approx(losses["lab"], rel=1e-4) for loss in losses.values())
     assert losses["transformers"] == pytest.approx(losses["lab"], rel=1e-6)
+    largest = max(abs(loss - losses["lab"]) for loss in losses.values())
+    assert result["presets"]["small"]["training"][0]["loss_difference"] == largest
 
 
 def test_other_weights_give_another_loss():
@@ -125,6 +129,32 @@ def test_a_peer_that_is_not_there_is_left_out_and_said_so(monkeypatch, capsys):
     assert set(made["missing"]) == {"transformers", "nanoGPT"}
     assert set(made["presets"]["small"]["training"][0]["seconds"]) == {"lab", "lab, chunked loss"}
     assert "transformers is left out: the package is not installed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("device_has_bf16", "chosen"), [(True, "bf16"), (False, "fp32")])
+def test_precision_is_what_the_device_is_fast_in(device_has_bf16, chosen, monkeypatch, capsys):
+    fast = torch.bfloat16 if device_has_bf16 else torch.float32
+    monkeypatch.setattr(bench, "fast_type", lambda device, dtype: fast)
+    for asked, got in (("auto", chosen), ("bf16", "bf16"), ("fp32", "fp32")):
+        assert bench.chosen(asked, torch.device("cpu")) == got
+        assert ("emulated" in capsys.readouterr().out) is (got == "bf16" and not device_has_bf16)
+
+
+def test_what_does_not_fit_in_memory_is_tried_with_half(monkeypatch):
+    tried = []
+
+    def turns(config, batch, *rest):
+        tried.append(tuple(batch["input_ids"].shape))
+        if len(tried) < 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {}
+
+    monkeypatch.setattr(bench, "taking_turns", turns)
+    bench.training(CONFIG, [], None, "eager", "fp32", "cpu", 1, 320)
+    assert tried == [(8, 40), (4, 40), (2, 40)]
+    tried[:] = []
+    with pytest.raises(torch.OutOfMemoryError):
+        bench.training(CONFIG, [], None, "eager", "fp32", "cpu", 1, 40)
 
 
 def test_extra_memory_counts_what_a_step_takes():

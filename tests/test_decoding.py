@@ -308,3 +308,78 @@ def test_without_a_pad_id_a_row_that_has_ended_is_filled_with_eos():
             if EOS in row:
                 assert set(row[row.index(EOS) :]) == {EOS}
     assert ended == {True, False}
+
+
+# Where the weights lie in memory
+
+
+def places(model) -> list:
+    return [(p.data_ptr(), p.stride(), p._version) for p in model.parameters()]
+
+
+def wide_inside(model, prompts: Tensor, new: int, **how) -> bool:
+    """Generate; was the head column by column meanwhile?"""
+    strides = []
+    hook = model.head.register_forward_pre_hook(lambda head, inputs: strides.append(head.weight.stride()))
+    model.generate(prompts, new, **how)
+    hook.remove()
+    assert len(set(strides)) == 1
+    return strides[0] == (1, VOCAB)
+
+
+@both
+@pytest.mark.parametrize("tie", [True, False])
+def test_long_generation_moves_wide_weights_and_puts_them_back(kind, tie):
+    model = make(kind, max_seq_len=64, tie_head=tie)
+    before, values = places(model), [p.clone() for p in model.parameters()]
+    assert wide_inside(model, prompts_of(kind)[:3], 40)
+    assert not wide_inside(model, prompts_of(kind)[:3], 8), "too few tokens to be worth it"
+    assert not wide_inside(model, prompts_of(kind), 40), "four rows gain nothing"
+    assert not wide_inside(model, prompts_of(kind)[:2], 40, num_beams=2)
+    assert places(model) == before
+    assert all(torch.equal(p, value) for p, value in zip(model.parameters(), values, strict=True))
+
+
+@both
+def test_a_failure_puts_the_weights_back(kind):
+    model = make(kind, max_seq_len=64)
+    before = places(model)
+
+    def fail(module, inputs):
+        raise OSError("the accelerator is gone")
+
+    model.head.register_forward_pre_hook(fail)
+    with pytest.raises(OSError, match="the accelerator is gone"):
+        model.generate(prompts_of(kind)[:1], 40)
+    assert places(model) == before
+
+
+@both
+def test_a_backward_pass_may_wait_until_after_generation(kind):
+    model, ids = make(kind, max_seq_len=64, dropout=0.0), torch.tensor([[5, 6, 7, 8]])
+    inputs = {"input_ids": ids, "labels": ids, **({"decoder_input_ids": ids} if kind is Transformer else {})}
+    gradients = []
+    for generate in (False, True):
+        model.zero_grad()
+        loss = model(**inputs).loss
+        if generate:
+            model.generate(ids, 40)
+        loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+@both
+def test_a_caller_of_stream_finds_the_weights_where_they_were(kind):
+    model = make(kind, max_seq_len=64)
+    before = places(model)
+    for _ in model.stream(prompts_of(kind)[:1], 40):
+        assert places(model) == before
+
+
+@both
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_the_cache_changes_no_token_of_a_long_text(kind, rows):
+    model = make(kind, max_seq_len=64, eos_id=None if kind is LanguageModel else EOS)
+    cached, uncached = (model.generate(prompts_of(kind)[-rows:], 40, use_cache=use) for use in (True, False))
+    assert torch.equal(cached, uncached)

@@ -213,6 +213,12 @@ def test_a_cache_fed_in_pieces_gives_the_logits_of_the_whole(pad_id, pieces):
     torch.testing.assert_close(torch.cat(logits, dim=1), model(PADDED).logits)
 
 
+@pytest.mark.parametrize("pad_id", [None, PAD])
+def test_logits_of_the_last_position_alone(pad_id):
+    model = make(LanguageModel, pad_id=pad_id).eval()
+    torch.testing.assert_close(model(PADDED, last_only=True).logits, model(PADDED).logits[:, -1:])
+
+
 # Dropout: alone in one place, it must matter in training and not in evaluation
 
 
