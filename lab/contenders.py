@@ -128,13 +128,21 @@ def make(name: str, config: ModelConfig, checkout: Path | None, device: str) -> 
 
 
 def stepper(contender: Contender, compiled: bool, precision: str, batch: dict[str, Tensor]) -> Callable[[], Tensor]:
-    """One training step: forward, backward, clipped, AdamW. Returns its loss."""
-    model = torch.compile(contender.model) if compiled else contender.model
+    """One training step: forward, backward, clipped, AdamW. Returns its loss.
+
+    What is compiled returns the loss alone. A compiled model that returned logits too would be given a gradient for
+    them, zeros of their size: 412 MB at 16m, and a seventh of the step.
+    """
+
+    def loss_of(input_ids: Tensor, labels: Tensor) -> Tensor:
+        return contender.loss(contender.model, input_ids, labels)
+
+    forward = torch.compile(loss_of) if compiled else loss_of
     device = batch["input_ids"].device
 
     def step() -> Tensor:
         with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
-            loss = contender.loss(model, batch["input_ids"], batch["labels"])
+            loss = forward(batch["input_ids"], batch["labels"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(contender.model.parameters(), 1.0)
         contender.optimizer.step()
