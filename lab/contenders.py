@@ -19,7 +19,7 @@ from .language_model import LanguageModel
 from .parallel import moved
 from .trainer import PRECISIONS, make_optimizer
 
-CHUNK = 512  # positions of a chunk of head and loss
+CHUNK = 256  # positions of a chunk of head and loss
 OURS = ("lab", "lab, chunked loss")
 NAMES = (*OURS, "transformers", "nanoGPT")
 
