@@ -1,224 +1,96 @@
-"""The instruments of the checks: intercept lookups, change what a position holds, localise, restore everything."""
+"""A subject under the instruments of one check: copies of its model, batches made like its own, what changes what."""
 
 from __future__ import annotations
 
 import copy
-import random
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from .report import Finding, Where
-from .subject import Missing, Subject, attend_to, clone, tensors_of
+from .calling import Missing, clone, find_logits, replaced, tensors_of
+from .instruments import Trace, traced
+from .report import Finding
+from .spelling import attend_to, respelled
+from .subject import Subject
 
-TORCH = str(Path(torch.__file__).parent)
-
-
-def user_frame(depth: int = 1) -> Any:
-    """The nearest caller's frame that is neither in torch nor in this file."""
-    frame = sys._getframe(depth)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((TORCH, __file__)):
-        frame = frame.f_back
-    return frame
+# Sizes of a probe's batch; pairwise distinct, so that a wrong axis cannot look right.
+ROWS, LENGTH = 3, {"source": 9, "target": 7}
+# Rows of the batch that measures dependencies: one a token to change, and at least one unchanged twin of the first.
+MANY = 11
 
 
 @dataclass
-class Lookup:
-    """One reading of an embedding table: its rows, the ids, and the user's code that asked."""
+class Shared:
+    """What the checks of one diagnosis share, so that each thing is made once."""
 
-    rows: int
+    precise: dict[Any, tuple[nn.Module, float]] = field(default_factory=dict)
+    versions: list[int] = field(default_factory=list)
+    made: dict[str, Any] = field(default_factory=dict)
+    touched: bool = False
+
+
+@dataclass
+class Dependency:
+    """How far changing one token moves each position: by[j, t] is the largest change of a logit at t (T), float.
+
+    by: (T or S, T), changes of the token at j. noise: the same between two rows that are equal. scale: the largest
+    change of all. A change counts where it is above `floor`.
+    """
+
+    by: Tensor
+    noise: float
+    scale: float
+    relative: float
+
+    @property
+    def floor(self) -> float:
+        return max(self.relative * self.scale, 10 * self.noise)
+
+    def seen(self) -> Tensor:
+        """(T or S, T): whether position t depends on token j."""
+        return self.by > self.floor
+
+
+@dataclass
+class Teaching:
+    """What the loss trains on one batch, read off its gradient g (B, T, V) with respect to the logits (B, T, V).
+
+    counts (B, T): where g is not zero. targets (B, T): the token that the loss pulls up there; -1 elsewhere.
+    ids (B, T): what the (decoder's) model was fed.
+    """
+
+    logits: Tensor
+    gradient: Tensor
+    loss: float
     ids: Tensor
-    where: Where
 
+    @property
+    def counts(self) -> Tensor:
+        return self.gradient.abs().amax(-1) > 0
 
-class Lookups(TorchFunctionMode):
-    """Records every embedding lookup before it happens: `F.embedding`, and plain indexing of a parameter.
-
-    change: (ids, vectors) -> vectors, applied to what a lookup returns.
-    """
-
-    def __init__(self, change: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
-        super().__init__()
-        self.seen: list[Lookup] = []
-        self.change = change
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        ids = table = None
-        if func in (F.embedding, torch.embedding):
-            given = dict(zip(("input", "weight") if func is F.embedding else ("weight", "input"), args, strict=False))
-            given.update(kwargs)
-            ids, table = given.get("input", given.get("indices")), given["weight"]
-        elif func is Tensor.__getitem__ and isinstance(args[0], nn.Parameter) and args[0].dim() == 2:
-            index = args[1]
-            if isinstance(index, Tensor) and index.dtype in (torch.long, torch.int):
-                ids, table = index, args[0]
-        if ids is None:
-            return func(*args, **kwargs)
-        self.seen.append(Lookup(table.size(0), ids.detach().clone(), Where.of_code(user_frame(2).f_code)))
-        with torch._C.DisableTorchFunction():
-            out = func(*args, **kwargs)
-        return out if self.change is None else self.change(ids, out)
-
-
-class Origins(TorchFunctionMode):
-    """Remembers which line of the user's code last produced or wrote each tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: dict[int, tuple[Tensor, Where]] = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        target = args[0] if func is Tensor.__setitem__ else out
-        if isinstance(target, Tensor):
-            # Holding the tensor keeps its id from being given to another.
-            self.made[id(target)] = target, Where.of_code(user_frame(2).f_code)
-        return out
-
-    def of(self, tensor: Tensor) -> Where | None:
-        return self.made.get(id(tensor), (None, None))[1]
-
-
-@dataclass
-class Trace:
-    """What each module was given and gave back, in the order in which they finished."""
-
-    calls: list[tuple[str, nn.Module, list[Tensor], list[Tensor]]] = field(default_factory=list)
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """The floating tensors in nested tuples, lists and mappings."""
-    if isinstance(value, Tensor):
-        return [value.detach()] if value.is_floating_point() else []
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, tuple | list):
-        return []
-    return [tensor for item in value for tensor in tensors_in(item)]
-
-
-@contextmanager
-def traced(model: nn.Module) -> Iterator[Trace]:
-    """Record the inputs and outputs of every module of `model`."""
-    trace = Trace()
-
-    def hook(name: str) -> Callable:
-        def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            trace.calls.append((name, module, tensors_in((args, kwargs)), tensors_in(output)))
-
-        return record
-
-    handles = [m.register_forward_hook(hook(name), with_kwargs=True) for name, m in model.named_modules() if name]
-    try:
-        yield trace
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def output_changed(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, the module hands on change(output), where its output is a tensor."""
-
-    def replace(module: nn.Module, args: Any, output: Any) -> Any:
-        return change(output) if isinstance(output, Tensor) else None  # None leaves the output as it is
-
-    handle = module.register_forward_hook(replace)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def culprit(model: nn.Module, before: Trace, after: Trace, differs: Callable[[Tensor, Tensor], bool | None]) -> tuple:
-    """The first module whose inputs agree at the protected positions and whose output does not: (name, its code).
-
-    differs: whether two tensors differ at the protected positions; None where they have no such positions.
-    """
-    for (name, _, ins, outs), (_, _, ins2, outs2) in zip(before.calls, after.calls, strict=False):
-        changed_in = any(differs(a, b) for a, b in zip(ins, ins2, strict=False))
-        if not changed_in and any(differs(a, b) for a, b in zip(outs, outs2, strict=False)):
-            return name, forward_of(model, name)
-    return type(model).__name__, forward_of(model, "")
-
-
-def first_non_finite(model: nn.Module, trace: Trace) -> tuple[str, Where | None]:
-    """The first module that makes NaN or infinity out of finite inputs: (name, its code)."""
-    for name, _, ins, outs in trace.calls:
-        if all(t.isfinite().all() for t in ins) and not all(t.isfinite().all() for t in outs):
-            return name, forward_of(model, name)
-    return type(model).__name__, forward_of(model, "")
-
-
-def forward_of(model: nn.Module, name: str) -> Where | None:
-    """Where the forward of a submodule is written, or of the nearest enclosing module that PyTorch did not write: the
-    user's part in it is there.
-    """
-    while True:
-        where = Where.of(type(model.get_submodule(name)).forward)
-        if where is None or not where.path.startswith(TORCH) or not name:
-            return where
-        name = name.rpartition(".")[0]
-
-
-@contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Give back, bit for bit, parameters, buffers, gradients, requires_grad, modes, grad mode and all random states."""
-    tensors = [(t, t.detach().clone()) for t in [*model.parameters(), *model.buffers()]]
-    gradients = [(p, p.grad, None if p.grad is None else p.grad.clone(), p.requires_grad) for p in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-    grad_mode = torch.is_grad_enabled()
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    states = torch.get_rng_state(), numpy.random.get_state(), random.getstate()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in tensors:
-                if not torch.equal(tensor, value):
-                    tensor.copy_(value)
-            for parameter, grad, value, requires_grad in gradients:
-                if grad is not None and not torch.equal(grad, value):
-                    grad.copy_(value)
-                parameter.grad = grad
-                parameter.requires_grad_(requires_grad)
-        for module, training in modes:
-            module.training = training
-        torch.set_grad_enabled(grad_mode)
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        torch.set_rng_state(states[0])
-        numpy.random.set_state(states[1])
-        random.setstate(states[2])
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-
-
-def replaced(batch: Any, changes: dict[Any, Any]) -> Any:
-    """The batch with some entries changed."""
-    if isinstance(batch, Mapping):
-        return {**batch, **changes}
-    return tuple(changes.get(i, value) for i, value in enumerate(batch))
+    @property
+    def targets(self) -> Tensor:
+        return self.gradient.argmin(-1).masked_fill(~self.counts, -1)
 
 
 class Probe:
     """A subject under the instruments of one check. Its batch is a copy on the CPU, and so is the model that `copy` and
-    `precise` give; `own_batch` is for calls of the user's model itself.
+    `precise` give; `own` and `own_batch` are for calls of the user's functions on the user's model itself.
     """
 
-    def __init__(self, subject: Subject, check: Any, seed: int = 0) -> None:
+    def __init__(self, subject: Subject, check: Any, seed: int = 0, shared: Shared | None = None) -> None:
         self.subject = subject.replace(batch=clone(subject.batch, "cpu"))
         self.check, self.seed = check, seed
+        self.shared = Shared() if shared is None else shared
+
+    def own(self) -> nn.Module:
+        """The user's model itself. Whatever is done to it is undone after the check."""
+        self.shared.touched = True
+        return self.subject.model
 
     def own_batch(self) -> Any:
         """A copy of the user's batch on the device of their model."""
@@ -226,7 +98,14 @@ class Probe:
         return clone(self.subject.batch, "cpu" if parameter is None else parameter.device)
 
     def copy(self) -> nn.Module:
-        """A deep copy on the CPU in eval mode. Raises Missing where the model cannot be copied."""
+        """A deep copy on the CPU in eval mode, in the model's own precision, without gradients: the caller's to change.
+
+        Raises Missing where the model cannot be copied.
+        """
+        self.shared.precise.clear()  # two copies at once would take too much memory
+        return self.deep_copy()
+
+    def deep_copy(self) -> nn.Module:
         try:
             model = copy.deepcopy(self.subject.model).cpu().eval()
         except Exception as error:
@@ -235,12 +114,15 @@ class Probe:
         return model
 
     def precise(self, batch: Any) -> tuple[nn.Module, float]:
-        """A copy in float64 and the noise to expect of it, relative to an effect; in its own precision where float64
-        fails on `batch` or invents a NaN. Raises Missing where neither takes the batch.
+        """A copy in eval mode and float64, and the noise to expect of it, relative to an effect; in the model's own
+        precision where float64 fails on `batch` or invents a NaN. It is shared: do not change it, nor its mode.
+
+        Raises Missing where neither takes the batch.
         """
         torch.backends.mha.set_fastpath_enabled(False)  # it skips the masked positions of a padded batch; see restored
+        problem = ""
         for dtype, noise in ((torch.float64, 1e-9), (None, 1e-4)):
-            model = self.copy() if dtype is None else self.copy().to(dtype)
+            model = self.in_precision(dtype)
             try:
                 with torch.no_grad():
                     finite = bool(self.subject.logits(model, clone(batch)).isfinite().all())
@@ -252,6 +134,28 @@ class Probe:
             if finite or dtype is None:
                 return model, noise
         raise Missing(f"the model fails on a batch made like yours ({problem.splitlines()[0]})")
+
+    def in_precision(self, dtype: torch.dtype | None) -> nn.Module:
+        """The shared copy in that precision, made anew where something has written to it."""
+        kept = self.shared.precise.get(dtype)
+        state = [(id(t), t._version) for t in (*kept.parameters(), *kept.buffers())] if kept is not None else None
+        if kept is None or self.shared.versions != state:
+            self.shared.precise.clear()
+            kept = self.deep_copy() if dtype is None else self.deep_copy().to(dtype)
+            self.shared.precise[dtype] = kept
+        kept.eval()
+        self.shared.versions = [(id(t), t._version) for t in (*kept.parameters(), *kept.buffers())]
+        return kept
+
+    def logits(self, model: nn.Module, batch: Any) -> Tensor:
+        """(B, T, V) of a copy on a batch, without gradients."""
+        with torch.no_grad():
+            return self.subject.logits(model, clone(batch))
+
+    def trace(self, model: nn.Module, batch: Any) -> tuple[Tensor, Trace]:
+        """The logits, and what each module was given and gave."""
+        with traced(model) as trace:
+            return self.logits(model, batch), trace
 
     def readable(self) -> Any:
         """The user's batch, with left-over labels among its ids (padding-crash reports them) taken for padding."""
@@ -265,26 +169,41 @@ class Probe:
         }
         return replaced(subject.batch, repaired)
 
-    def ordinary_ids(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
-        """Random token ids with no special one among them."""
+    def ordinary(self) -> Tensor:
+        """The token ids that are not special, as far as is known, (n,)."""
         subject = self.subject
         vocab = subject.vocab_size or 1 + int(max(subject.ids(stream).max() for stream in subject.streams))
         special = {0, 1, 2, subject.pad_id, subject.eos_id}
-        usable = [i for i in range(vocab) if i not in special] or list(range(vocab))
-        return torch.tensor(usable)[torch.randint(len(usable), shape, generator=generator)]
+        config = getattr(subject.model, "config", None)
+        for name in dir(config) if config is not None else ():
+            if name.endswith(("token_id", "_token_index")):  # of images, masks and the like
+                special.add(value if isinstance(value := getattr(config, name), int) else None)
+        return torch.tensor([i for i in range(vocab) if i not in special] or list(range(vocab)))
+
+    def ordinary_ids(self, shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Random token ids with no special one among them; no two in a row are equal where the vocabulary allows it."""
+        usable = self.ordinary()
+        if len(shape) == 2 and shape[1] <= len(usable):
+            picks = torch.stack([torch.randperm(len(usable), generator=generator)[: shape[1]] for _ in range(shape[0])])
+            return usable[picks]
+        return usable[torch.randint(len(usable), shape, generator=generator)]
+
+    def whole(self, rows: int = ROWS, length: Mapping[str, int] = LENGTH) -> Any:
+        """A batch like the user's of ordinary tokens, without padding."""
+        return self.batch({name: torch.ones(rows, size, dtype=torch.bool) for name, size in length.items()})
 
     def batch(self, real: dict[str, Tensor]) -> Any:
         """A batch like the user's, padded where real[stream] (B, T) is False; its tokens are random, and the same each
-        time for the same sizes.
+        time for the same sizes. Its labels follow its tokens as the user's do, where these are the ids or one ahead.
 
         Raises Missing where the model has no way to be told of padding.
         """
         subject, changes = self.subject, {}
         generator = torch.Generator().manual_seed(self.seed)
-        if subject.labels_key is not None:
-            changes[subject.labels_key] = self.ordinary_ids(real["target"].shape, generator)
         for stream, (key, mask_key) in subject.streams.items():
             there = real[stream]
+            if subject.max_seq_len is not None and there.size(1) > subject.max_seq_len:
+                raise Missing(f"max_seq_len is {subject.max_seq_len}; the checks need {there.size(1)} tokens")
             ids = self.ordinary_ids(there.shape, generator)
             if subject.pad_id is not None:
                 ids = ids.masked_fill(~there, subject.pad_id)
@@ -294,14 +213,145 @@ class Probe:
             if mask_key is not None:
                 example = tensors_of(subject.batch)[mask_key]
                 changes[mask_key] = attend_to(example, subject.real(stream))(there)
+        changes |= self.square_masks(real, set(changes))
+        if subject.labels_key is not None:
+            changes |= self.labels_like(real, changes, generator)
         base = subject.batch
+        if base is None:
+            raise Missing("needs a batch: give batch=")
         if isinstance(base, Mapping):
             # What else the user's batch holds has the user's sizes; the model must do without it.
-            known = {key: value for key, value in base.items() if not isinstance(value, Tensor)}
+            known = {key: value for key, value in base.items() if not isinstance(value, Tensor) or value.dim() == 0}
             return {**known, **changes}
         return replaced(base, changes)
 
+    def square_masks(self, real: dict[str, Tensor], done: set[Any]) -> dict[Any, Tensor]:
+        """The masks over queries and keys that the user's batch holds, spelled for the batch with those `real` ones."""
+        subject, found = self.subject, {}
+        pairs = [(query, key) for query in ("target", "source") for key in (query, "source")]
+        for name, mask in tensors_of(subject.batch).items():
+            if name in done or name == subject.labels_key or mask.dim() < 2:
+                continue
+            for query, key in pairs:
+                if query in subject.streams and key in subject.streams and name not in found:
+                    spell = respelled(mask, subject.real(query), subject.real(key))
+                    if spell is not None:
+                        found[name] = spell(real[query], real[key])
+        return found
+
+    def labels_like(self, real: dict[str, Tensor], changes: dict, generator: torch.Generator) -> dict[Any, Tensor]:
+        """Labels of such a batch: the ids themselves, or one ahead of them, as the user's are."""
+        subject = self.subject
+        theirs = subject.labels()
+        if "target" not in subject.streams or subject.kind == "encoder" or theirs.shape != subject.ids("target").shape:
+            return {}  # the model must do without them
+        there = real["target"]
+        ids = changes[subject.streams["target"][0]]
+        if same_share(theirs, subject.ids("target"), subject.ignore_index) > 0.5:
+            labels = ids
+        else:
+            labels = torch.cat([ids[:, 1:], self.ordinary_ids((len(ids), 1), generator)], dim=1)
+            there = torch.cat([there[:, 1:], there[:, -1:]], dim=1)
+        if bool((theirs == subject.ignore_index).any()):  # else nothing says that the loss would skip it
+            labels = labels.masked_fill(~there, subject.ignore_index)
+        return {subject.labels_key: labels}
+
+    def dependency(self, stream: str = "target") -> Dependency:
+        """What changing each token of a stream does to each position of the logits. Measured once for all checks.
+
+        Row j of a batch has another token at j; two equal rows measure the noise. Rests on rows being independent.
+        Raises Missing where nothing changes anything.
+        """
+        name = f"dependency on {stream}"
+        if name not in self.shared.made:
+            self.shared.made[name] = self.measure(stream)
+        return self.shared.made[name]
+
+    def measure(self, stream: str) -> Dependency:
+        subject = self.subject
+        if stream not in subject.streams:
+            raise Missing(
+                f"the batch has no {stream} ids by a usual name: give streams={{'{stream}': (key, mask key)}}"
+            )
+        batch = self.alike()
+        key, length = subject.streams[stream][0], LENGTH[stream]
+        ids = batch[key].clone()
+        unused = self.ordinary()
+        unused = unused[~torch.isin(unused, ids)]
+        for j in range(length):
+            ids[j + 1, j] = unused[j % len(unused)] if len(unused) else (ids[0, j - 1])
+        model, relative = self.precise(batch)
+        logits = self.logits(model, replaced(batch, {key: ids}))
+        if logits.shape[:2] != (MANY, LENGTH["target"]):
+            raise Missing(
+                f"logits have shape {tuple(logits.shape)} for {MANY} rows of {LENGTH['target']} tokens; they must be "
+                f"(B, T, V): give forward=lambda model, batch: logits"
+            )
+        change = (logits - logits[:1]).abs().amax(-1)
+        change = change.nan_to_num(nan=0.0, posinf=math.inf)
+        noise = float(change[length + 1 :].max()) if length + 1 < MANY else 0.0
+        by = change[1 : length + 1]
+        if not float(by.max()) > 10 * noise:
+            raise Missing("changing a token has no effect on any logit, so nothing can be told")
+        return Dependency(by, noise, float(by.max()), relative)
+
+    def alike(self) -> Any:
+        """A batch of MANY equal rows without padding."""
+        batch = self.whole(MANY)
+        keys = [key for key, _ in self.subject.streams.values()] + [self.subject.labels_key]
+        rows = {key: value[:1].expand_as(value).clone() for key, value in tensors_of(batch).items() if key in keys}
+        return replaced(batch, rows)
+
+    def teaching(self, batch: Any, model: nn.Module | None = None) -> Teaching:
+        """What the loss trains on a batch: one backward pass from the loss to the logits, of a copy in eval mode.
+
+        Raises Missing where there is no loss, or where it is not computed from logits that can be seen.
+        """
+        subject = self.subject
+        if model is None:
+            model = self.precise(batch)[0]
+        key = subject.streams["target"][0] if "target" in subject.streams else None
+        if key is None:
+            raise Missing("the batch has no decoder ids by a usual name: give streams={'target': (key, mask key)}")
+        seen: list[Tensor] = []
+
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            found = find_logits(output)
+            if found is not None and found.requires_grad:
+                found.retain_grad()
+                seen.append(found)
+
+        modules = [module for module in model.modules() if not list(module.children())] + [model]
+        trainable = [p for p in model.parameters() if not p.requires_grad]
+        handles = [module.register_forward_hook(keep) for module in modules]
+        try:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+            with torch.enable_grad():
+                loss = subject.loss_of(model, clone(batch))
+                loss.backward()
+        finally:
+            for handle in handles:
+                handle.remove()
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            model.zero_grad()
+        vocab = subject.vocab_size
+        # The last are the model's own output; before them its head, where the output is not what the loss is made of.
+        for logits in reversed(seen):
+            fits = logits.dim() == 3 and logits.shape[:2] == batch[key].shape and vocab in (None, logits.size(-1))
+            if fits and logits.grad is not None and bool(logits.grad.any()):
+                return Teaching(logits.detach(), logits.grad, float(loss.detach()), batch[key])
+        raise Missing("the loss is not computed from logits (B, T, V) that a module hands on: give forward= and loss=")
+
     def finding(self, message: str, severity: str | None = None, **details: Any) -> Finding:
-        """A finding of this check, at its own severity unless another is given."""
+        """A finding of this check, at its own severity and with its own repair unless others are given."""
         check = self.check
+        details.setdefault("repair", check.repair)
         return Finding(check.id, severity or check.severity, message, lesson=check.lesson, **details)
+
+
+def same_share(a: Tensor, b: Tensor, ignored: int) -> float:
+    """The share of positions at which two ids agree, among those that are not ignored in the first."""
+    counts = a != ignored
+    return float((a == b)[counts].float().mean()) if bool(counts.any()) else 0.0

@@ -48,7 +48,10 @@ class Where:
 
 @dataclass(frozen=True)
 class Finding:
-    """One broken relation: what a check saw, the numbers it saw, the place, the repair, the lesson (a notebook)."""
+    """One broken relation: what a check saw, the numbers it saw, the place, the repair, the lesson (a notebook).
+
+    follows: the check whose finding explains this one; empty where it is a root.
+    """
 
     check: str
     severity: str
@@ -57,6 +60,7 @@ class Finding:
     where: Where | None = None
     repair: str = ""
     lesson: str = ""
+    follows: str = ""
 
     def __post_init__(self) -> None:
         if self.severity not in SEVERITIES:

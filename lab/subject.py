@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .calling import (
+    Missing,
+    call,
+    default_generate,
+    default_incremental,
+    find_logits,
+    find_loss,
+    parameters_of,
+    replaced,
+    tensors_of,
+)
 from .labels import IGNORE_INDEX
 
 # The keys that batches usually have, the more telling first.
@@ -32,8 +42,7 @@ CONFIG = {
 }
 
 
-class Missing(Exception):  # noqa: N818 - it is a reason to skip, not an error
-    """The subject lacks what a check needs; the message says which keyword to give."""
+KINDS = ("causal_lm", "seq2seq", "encoder")
 
 
 @dataclass
@@ -42,13 +51,19 @@ class Subject:
 
     model: any nn.Module. batch: what one training step is fed, a mapping (by keyword) or a tuple (by position).
     kind: "causal_lm", "seq2seq" or "encoder". forward(model, batch) -> logits (B, T, V). loss(model, batch) -> ().
-    generate(model, batch) -> ids, or a generator of them. evaluate(model): the user's own evaluation.
+    generate(model, batch) -> ids, greedy: prompt and continuation, or the decoder's ids; or a generator of them.
+    incremental(model, batch) -> logits (B, T, V), token by token through the cache. evaluate(model): the user's own.
     collate(examples) -> batch, with raw examples. streams: {"source" | "target": (ids key, mask key or None)}; a key is
     a name, or an index where the batch is a tuple. Masks may be True = attend, True = blocked or additive.
 
+    build() -> (model, optimizer, scheduler or None), a fresh set for the checks that step; train_step(model, optimizer,
+    scheduler, micro_batches): one update over a list of batches. optimizer, scheduler: those in use, of `model`.
+    checkpoint: what was saved for the model, a file or a folder; load(path) -> model rebuilds it.
+
     The plan of the training: rates, the learning rate of each step; lengths, the tokens of each document or row, before
     any is cut; packed, whether they are packed into full blocks (True) or cut at max_seq_len (False); train_tokens, the
-    distinct target tokens of the training data; step_tokens, the tokens of one step.
+    distinct target tokens of the training data; step_tokens, the tokens of one step. tied: whether the head shares the
+    embedding's weight; None asks the model's config.
     """
 
     model: nn.Module
@@ -58,15 +73,23 @@ class Subject:
     loss: Callable[[nn.Module, Any], Tensor] | None = None
     generate: Callable[[nn.Module, Any], Any] | None = None
     evaluate: Callable[[nn.Module], Any] | None = None
+    incremental: Callable[[nn.Module, Any], Tensor] | None = None
     collate: Callable[[Any], Any] | None = None
     examples: Any = None
+    build: Callable[[], tuple[nn.Module, Any, Any]] | None = None
+    train_step: Callable[[nn.Module, Any, Any, list[Any]], Any] | None = None
+    optimizer: Any = None
+    scheduler: Any = None
+    checkpoint: Any = None
+    load: Callable[[Any], nn.Module] | None = None
     streams: dict[str, tuple[str | int, str | int | None]] | None = None
-    labels_key: str | int | None = field(default=None)
+    labels_key: str | int | None = None
     pad_id: int | None = None
     eos_id: int | None = None
-    ignore_index: int = IGNORE_INDEX
+    ignore_index: int | None = None
     vocab_size: int | None = None
     max_seq_len: int | None = None
+    tied: bool | None = None
     rates: Sequence[float] | None = None
     lengths: Sequence[int] | None = None
     packed: bool | None = None
@@ -86,6 +109,7 @@ class Subject:
                 f"batch is a {type(self.batch).__name__}; give a mapping or a tuple, as the model is called."
             )
         self.name = self.name or type(self.model).__name__
+        self.add_decoder_ids()
         keys = self.keys()
         if self.labels_key is None:
             self.labels_key = next((k for k in LABELS if k in keys), 1 if self.is_tuple(2) else None)
@@ -96,7 +120,9 @@ class Subject:
                 if key is not None and self.batch is not None and key not in keys:
                     raise ValueError(f"streams names {key!r}, which the batch lacks; its keys are {keys}.")
         if self.kind is None:
-            self.kind = "seq2seq" if "source" in self.streams or self.takes_decoder_ids() else "causal_lm"
+            self.kind = self.find_kind()
+        elif self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}; it is one of {', '.join(KINDS)}.")
         self.check_plan()
         config = getattr(self.model, "config", None)
         for name, theirs in CONFIG.items():
@@ -104,6 +130,31 @@ class Subject:
                 found = (getattr(config, key, None) for key in theirs)
                 # Some configs write -1 for none.
                 setattr(self, name, next((value for value in found if isinstance(value, int) and value >= 0), None))
+        if self.ignore_index is None:
+            # nanoGPT and others write -1. No valid label is negative, so any negative label is one that is ignored.
+            labels = self.labels() if self.batch is not None else None
+            lowest = int(labels.min()) if isinstance(labels, Tensor) and labels.numel() else 0
+            self.ignore_index = lowest if lowest < 0 else IGNORE_INDEX
+
+    def add_decoder_ids(self) -> None:
+        """Where the model makes its decoder inputs of the labels, have it done here: then they can be changed."""
+        prepare = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
+        if prepare is None or not isinstance(self.batch, Mapping) or "labels" not in self.batch:
+            return
+        if not any(key in self.batch for key in DECODER):
+            self.batch = {**self.batch, "decoder_input_ids": prepare(self.batch["labels"])}
+
+    def find_kind(self) -> str:
+        """By what the batch holds, what the forward takes, and what a Hugging Face config says."""
+        config = getattr(self.model, "config", None)
+        if "source" in self.streams or getattr(config, "is_encoder_decoder", False) or self.takes_decoder_ids():
+            return "seq2seq"
+        if hasattr(self.model, "can_generate") and not self.model.can_generate():
+            return "encoder"
+        labels, ids = self.labels(), self.ids("target") if self.batch is not None and self.streams else None
+        if labels is not None and ids is not None and labels.shape != ids.shape:
+            return "encoder"  # one label a row
+        return "causal_lm"
 
     def check_plan(self) -> None:
         """Raises ValueError for a plan of no step, no row or no token, and for numbers that are none."""
@@ -123,7 +174,7 @@ class Subject:
 
     def takes_decoder_ids(self) -> bool:
         """Without a batch to tell: whether the model's forward has decoder ids among its arguments."""
-        return self.batch is None and any(key in inspect.signature(self.model.forward).parameters for key in DECODER)
+        return self.batch is None and any(key in parameters_of(self.model) for key in DECODER)
 
     def keys(self) -> list[str | int]:
         if self.batch is None:
@@ -179,64 +230,77 @@ class Subject:
         often = mask == mask.flatten().mode().values
         return often if not mask.is_floating_point() else mask >= 0
 
-    def call(self, model: nn.Module, batch: Any) -> Any:
-        """The model's own output on a batch; keys that its forward does not take are left out."""
-        if not isinstance(batch, Mapping):
-            return model(*batch)
-        parameters = inspect.signature(model.forward).parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            batch = {key: value for key, value in batch.items() if key in parameters}
-        return model(**batch)
-
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
         """(B, T, V): `forward`, or what the model's output holds. Raises Missing where none is to be found."""
         if self.forward is not None:
             return self.forward(model, batch)
-        found = find_logits(self.call(model, batch))
+        found = find_logits(call(model, batch))
+        length = self.length(batch)
+        if found is None or (length not in (None, 1) and found.size(1) == 1):
+            # Some give logits only without targets, others those of the last position alone unless given targets.
+            other = find_logits(call(model, self.with_or_without_labels(batch)))
+            found = found if other is None else other
         if found is None:
             raise Missing("no logits (B, T, V) in the model's output: give forward=lambda model, batch: logits")
+        if length is not None and found.size(1) == 1 < length:
+            raise Missing("logits of the last position alone: give forward=lambda model, batch: logits of all")
         return found
+
+    def length(self, batch: Any) -> int | None:
+        ids = batch[self.streams["target"][0]] if "target" in self.streams else None
+        return ids.size(1) if isinstance(ids, Tensor) and ids.dim() == 2 else None
+
+    def with_or_without_labels(self, batch: Any) -> Any:
+        """The batch without its labels; where it has none, with its ids in their place."""
+        named = isinstance(batch, Mapping)
+        if self.labels_key is not None and self.labels_key in (batch if named else range(len(batch))):
+            if named:
+                return {key: value for key, value in batch.items() if key != self.labels_key}
+            return tuple(value for i, value in enumerate(batch) if i != self.labels_key)
+        if "target" not in self.streams:
+            return batch
+        ids = batch[self.streams["target"][0]]
+        name = next((name for name in LABELS if name in parameters_of(self.model)), None)
+        if name is None:
+            return batch
+        if named:
+            return {**batch, name: ids}
+        return (*batch, ids) if list(parameters_of(self.model))[len(batch) :][:1] == [name] else batch
+
+    def loss_of(self, model: nn.Module, batch: Any) -> Tensor:
+        """The loss (): `loss`, or what the model's output holds. Raises Missing where there is none."""
+        if self.loss is not None:
+            return self.loss(model, batch)
+        if self.labels_key is None:
+            raise Missing("the batch has no labels by a usual name: give loss=lambda model, batch: scalar")
+        found = find_loss(call(model, batch))
+        if found is None:
+            raise Missing("no loss in the model's output: give loss=lambda model, batch: scalar")
+        return found
+
+    def generated(self, model: nn.Module, batch: Any, new: int = 4) -> Any:
+        """What `generate` gives, or the model's own method, greedy, `new` tokens. Raises Missing without either."""
+        return default_generate(model, batch, self, new) if self.generate is None else self.generate(model, batch)
+
+    def can_generate(self) -> bool:
+        return self.generate is not None or hasattr(self.model, "generate")
+
+    def step_by_step(self, model: nn.Module, batch: Any) -> Tensor:
+        """Logits (B, T, V) token by token through the cache. Raises Missing where it is not known how."""
+        if self.incremental is not None:
+            return self.incremental(model, batch)
+        return default_incremental(model, batch, self)
+
+    def few_rows(self, rows: int = 2) -> Any:
+        """The first rows of the user's batch. Raises Missing without a batch."""
+        if self.batch is None:
+            raise Missing("needs a batch: give batch=")
+        count = {len(t) for t in tensors_of(self.batch).values() if t.dim()}
+        size = max(count, default=0)
+        if size <= rows or len(count - {size}) > 1:
+            return self.batch
+        cut = {k: t[:rows] for k, t in tensors_of(self.batch).items() if t.dim() and len(t) == size}
+        return replaced(self.batch, cut)
 
     def replace(self, **changes: Any) -> Subject:
         return dataclasses.replace(self, **changes)
-
-
-def find_logits(output: Any) -> Tensor | None:
-    """The tensor called `logits`, else the first floating one of three dimensions."""
-    if isinstance(output, Tensor):
-        return output if output.dim() == 3 and output.is_floating_point() else None
-    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if isinstance(named, Tensor):
-        return named
-    items = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
-    return next((item for item in items if isinstance(item, Tensor) and find_logits(item) is not None), None)
-
-
-def tensors_of(batch: Any) -> dict[Any, Tensor]:
-    """The tensors of a batch by key."""
-    items = batch.items() if isinstance(batch, Mapping) else enumerate(batch)
-    return {key: value for key, value in items if isinstance(value, Tensor)}
-
-
-def clone(batch: Any, device: torch.device | str | None = None) -> Any:
-    """A copy of a batch whose tensors share nothing with it; on another device where one is named."""
-    if isinstance(batch, Tensor):
-        return batch.to(batch.device if device is None else device, copy=True)
-    if isinstance(batch, Mapping):
-        return {key: clone(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return type(batch)(clone(value, device) for value in batch)
-    return batch
-
-
-def attend_to(mask: Tensor, real: Tensor) -> Callable[[Tensor], Tensor]:
-    """How a model spells its padding mask: from one example, a function from `real` (True = attend) to such a mask.
-
-    mask and real are (B, T) of the same batch; which value stands at the real positions decides.
-    """
-    blocked = mask[~real]
-    if mask.is_floating_point() and blocked.numel() and bool((blocked < -1).all()):
-        return lambda real: torch.zeros(real.shape, dtype=mask.dtype).masked_fill(~real, float(blocked.min()))
-    value = mask[real]
-    inverted = bool((value == 0).all()) if value.numel() else False
-    return lambda real: (~real if inverted else real).to(mask.dtype)

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..probe import Lookups, Origins, Probe
+from ..calling import Missing, clone, tensors_of
+from ..instruments import Lookups, Origins
+from ..probe import Probe
 from ..report import Finding, Where
-from ..subject import Missing, Subject, clone, tensors_of
+from ..subject import Subject
 from .base import check
 
 

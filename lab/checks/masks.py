@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..probe import Lookups, Probe, Trace, culprit, first_non_finite, output_changed, traced
+from ..calling import Missing, clone
+from ..instruments import Lookups, Trace, culprit, first_non_finite, output_changed, traced
+from ..probe import LENGTH, ROWS, Probe
 from ..report import Finding, Where
-from ..subject import Missing, clone
 from .base import check
 
-# Sizes of the probe's batch; pairwise distinct, so that a wrong axis cannot look right.
-ROWS, LENGTH = 3, {"source": 9, "target": 7}
 HOLES = {"left": slice(0, 2), "middle": slice(2, 4), "right": slice(-2, None)}
 
 

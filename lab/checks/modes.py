@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ..probe import Probe, user_frame
+from ..calling import Missing
+from ..instruments import user_frame
+from ..probe import Probe
 from ..report import Finding, Where
-from ..subject import Missing
 from .base import check
 
 
@@ -144,12 +145,12 @@ def exhaust(result: Any) -> str:
 
 def functions(probe: Probe) -> dict[str, Callable[[], Any]]:
     """The user's evaluate and generate as calls without arguments. Raises Missing where there is neither."""
-    subject, model = probe.subject, probe.subject.model
+    subject, model = probe.subject, probe.own()
     found: dict[str, Callable[[], Any]] = {}
     if subject.evaluate is not None:
         found["evaluate"] = lambda: subject.evaluate(model)
-    if subject.generate is not None:
-        found["generate"] = lambda: subject.generate(model, probe.own_batch())
+    if subject.can_generate() and subject.batch is not None:
+        found["generate"] = lambda: subject.generated(model, probe.own_batch())
     if not found:
         raise Missing("needs generate=lambda model, batch: ids, or evaluate=lambda model: ...")
     return found

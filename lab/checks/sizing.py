@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..probe import Probe, forward_of
+from ..calling import Missing
+from ..instruments import forward_of
+from ..probe import Probe
 from ..report import Finding
-from ..subject import Missing, Subject
+from ..subject import Subject
 from .base import check
 from .shapes import count_parameters, feed_forward_layers
 
