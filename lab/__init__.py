@@ -5,6 +5,7 @@ from typing import Any
 
 # Loaded on first use: `lab --help` should not wait for torch.
 _HOME = {
+    "Finding": "report",
     "IGNORE_INDEX": "labels",
     "LanguageModel": "language_model",
     "LossPlot": "widgets",
@@ -13,7 +14,9 @@ _HOME = {
     "Subject": "subject",
     "TrainConfig": "config",
     "Transformer": "transformer",
+    "assert_healthy": "testing",
     "diagnose": "diagnosis",
+    "each_check": "testing",
     "evaluating": "mode",
     "fit": "trainer",
     "preset": "presets",

@@ -87,6 +87,10 @@ class MultiHeadAttention(nn.Module):
         """(B, T, D) -> (B, H, T, K)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
+    def merge(self, out: Tensor) -> Tensor:
+        """(B, H, T, K) -> (B, T, D)."""
+        return out.transpose(1, 2).flatten(2)
+
     def forward(
         self,
         x: Tensor,
@@ -111,7 +115,7 @@ class MultiHeadAttention(nn.Module):
                 mask = torch.ones(1, 1, dtype=torch.bool, device=x.device)
         out = attend(query, key, value, mask, self.dropout if self.training else 0.0)
         weights = attention_weights(query, key, mask) if need_weights else None
-        return self.out_proj(out.transpose(1, 2).flatten(2)), weights
+        return self.out_proj(self.merge(out)), weights
 
     def project_memory(self, x: Tensor, memory: Tensor, cache: LayerCache | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of x, keys and values of memory; a cache computes the latter once."""

@@ -47,17 +47,35 @@ def check_shape(ids: Tensor, name: str = "input_ids") -> None:
         raise ValueError(f"{name} has shape {tuple(ids.shape)}; it must be (B, T) with at least one row and token.")
 
 
+def check_length(ids: Tensor, name: str, max_seq_len: int) -> None:
+    if ids.size(1) > max_seq_len:
+        raise ValueError(
+            f"{name} is {ids.size(1)} tokens long; the context is max_seq_len = {max_seq_len}. "
+            f"Cut the input or build the model with a longer context."
+        )
+
+
+def token_table(config: ModelConfig) -> nn.Embedding:
+    """A row for each id of the vocabulary."""
+    return nn.Embedding(config.vocab_size, config.d_model)
+
+
+def position_table(config: ModelConfig) -> nn.Embedding:
+    """A row for each position of the context."""
+    return nn.Embedding(config.max_seq_len, config.d_model)
+
+
 class Embedder(nn.Module):
     """Token embedding plus position, then dropout (Vaswani et al. 2017, 3.4, 3.5 and 5.4)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.token = nn.Embedding(config.vocab_size, config.d_model)
+        self.token = token_table(config)
         self.dropout = nn.Dropout(config.dropout)
         self.scale = 1.0
         if config.positions == "learned":
-            self.position = nn.Embedding(config.max_seq_len, config.d_model)
+            self.position = position_table(config)
         else:
             # The sinusoids have unit amplitude: without the factor they would drown the tokens.
             self.scale = math.sqrt(config.d_model)
@@ -71,20 +89,18 @@ class Embedder(nn.Module):
         """
         check_shape(ids, name)
         everything = ids if past is None else past
-        if everything.size(1) > self.config.max_seq_len:
-            raise ValueError(
-                f"{name} is {everything.size(1)} tokens long; the context is max_seq_len = {self.config.max_seq_len}. "
-                f"Cut the input or build the model with a longer context."
-            )
+        check_length(everything, name, self.config.max_seq_len)
         try:
             x = self.token(ids)
         except IndexError as error:
             raise IndexError(self.explain(ids, name)) from error
         x = x if self.scale == 1 else x * self.scale
-        position = position_of(everything, self.config.pad_id, ids.size(1))
-        return self.dropout(
-            x + (self.position(position) if self.config.positions == "learned" else self.table[position])
-        )
+        return self.dropout(self.placed(x, everything))
+
+    def placed(self, x: Tensor, past: Tensor) -> Tensor:
+        """x (B, T, D), the last tokens of past (B, t), with their positions added."""
+        position = position_of(past, self.config.pad_id, x.size(1))
+        return x + (self.position(position) if self.config.positions == "learned" else self.table[position])
 
     def explain(self, ids: Tensor, name: str) -> str:
         wrong = (ids < 0) | (ids >= self.config.vocab_size)
@@ -155,6 +171,17 @@ class Block(nn.Module):
     def after(self, norm: nn.LayerNorm, x: Tensor, out: Tensor) -> Tensor:
         x = x + self.dropout(out)
         return x if self.pre else norm(x)
+
+
+def make_layers(config: ModelConfig, cross: bool = False) -> nn.ModuleList:
+    """num_layers blocks, each with parameters of its own."""
+    return nn.ModuleList(Block(config, cross) for _ in range(config.num_layers))
+
+
+def tie(head: nn.Linear, table: nn.Embedding, config: ModelConfig) -> None:
+    """Make head and token embedding one parameter, where the config asks for it (Press & Wolf 2017)."""
+    if config.tie_head:
+        head.weight = table.weight
 
 
 def initialise(model: nn.Module, config: ModelConfig) -> None:

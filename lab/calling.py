@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ def parameters_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
 
 
 def call(model: nn.Module, batch: Any) -> Any:
-    """The model's own output on a batch; what its forward does not take is left out."""
+    """The model's own output on a batch; what its forward does not take is left out. Raises Missing without a batch."""
+    if batch is None:
+        raise Missing("needs a batch: give batch=")
     parameters = parameters_of(model)
     if not isinstance(batch, Mapping):
         # (inputs, targets) are often fed to a model that takes the inputs alone.
@@ -67,32 +70,58 @@ def default_generate(model: nn.Module, batch: Any, subject: Any, new: int) -> Te
         raise Missing("needs generate=lambda model, batch: ids, greedy")
     ids = batch[key]
     if hasattr(model, "generation_config"):
-        # Whatever its own config asks for, sampling, beams, or a shortest length, would hide what a check looks at.
-        how = {"do_sample": False, "num_beams": 1, "max_new_tokens": new, "min_length": 0, "min_new_tokens": None}
-        if subject.pad_id is not None:
-            how["pad_token_id"] = subject.pad_id
+        how = {"max_new_tokens": new}
         if mask_key is not None:
             how["attention_mask"] = batch[mask_key]
         elif subject.pad_id is not None and bool((ids == subject.pad_id).any()):
             how["attention_mask"] = (ids != subject.pad_id).long()
-        return method(ids, **how)
+        with plain_greedy(model, subject):
+            return method(ids, **how)
     parameters = inspect.signature(method).parameters
     if "max_new_tokens" not in parameters:
         raise Missing("its generate() takes no max_new_tokens: give generate=lambda model, batch: ids, greedy")
+    how = {"max_new_tokens": new}
+    for name in ("eos_id", "eos_token_id", "eos_idx", "stop_id"):
+        if name in parameters and subject.eos_id is not None:
+            how[name] = subject.eos_id
     if "do_sample" in parameters:
-        return method(ids, max_new_tokens=new, do_sample=False)
-    if "top_k" in parameters and parameters["top_k"].default is None and "temperature" in parameters:
-        if parameters["temperature"].default == 0:
-            return method(ids, max_new_tokens=new)
-        return method(ids, max_new_tokens=new, top_k=1)  # nanoGPT's samples, from one candidate
+        return method(ids, **how, do_sample=False)
+    temperature = parameters.get("temperature")
+    if temperature is not None and temperature.default == 0:
+        return method(ids, **how)
+    if "top_k" in parameters and parameters["top_k"].default is None and temperature is not None:
+        return method(ids, **how, top_k=1)  # nanoGPT's samples, from one candidate
     if "sampl" in inspect.getsource(type(model)).lower() or "multinomial" in inspect.getsource(type(model)):
         raise Missing("its generate() may sample: give generate=lambda model, batch: ids, greedy")
-    return method(ids, max_new_tokens=new)
+    return method(ids, **how)
+
+
+@contextmanager
+def plain_greedy(model: nn.Module, subject: Any) -> Iterator[None]:
+    """Inside, a Hugging Face model generates greedily and does nothing else: whatever its own generation config asks
+    for, sampling, beams, forced or suppressed tokens, a shortest length, would hide what a check looks at.
+    """
+    kept = model.generation_config
+    plain = type(kept)(do_sample=False, num_beams=1)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"):
+        setattr(plain, name, getattr(kept, name, None))
+    if subject.pad_id is not None:
+        plain.pad_token_id = subject.pad_id
+    model.generation_config = plain
+    try:
+        yield
+    finally:
+        model.generation_config = kept
 
 
 def default_incremental(model: nn.Module, batch: Any, subject: Any) -> Tensor:
-    """Logits (B, T, V), token by token through the cache of a Hugging Face model. Raises Missing for others."""
-    if not hasattr(model, "generation_config") or "past_key_values" not in parameters_of(model):
+    """Logits (B, T, V) through the cache of a Hugging Face model: two tokens at once, as a prompt, then one by one.
+
+    Raises Missing for others.
+    """
+    takes = parameters_of(model)
+    cached = "past_key_values" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    if not hasattr(model, "generation_config") or not cached:
         raise Missing("needs incremental=lambda model, batch: logits (B, T, V), token by token through the cache")
     if "target" not in subject.streams:
         raise Missing("the batch has no decoder ids: give incremental=lambda model, batch: logits")
@@ -104,10 +133,11 @@ def default_incremental(model: nn.Module, batch: Any, subject: Any) -> Tensor:
         mask = given.get(subject.streams["source"][1])
         encoded = model.get_encoder()(source, **({} if mask is None else {"attention_mask": mask}))
         given["encoder_outputs"] = encoded
-    for t in range(ids.size(1)):
+    spans = [(0, 2), *((t, t + 1) for t in range(2, ids.size(1)))]
+    for first, last in spans:
         if mask_key is not None:
-            given[mask_key] = batch[mask_key][:, : t + 1]
-        out = model(**given, **{key: ids[:, t : t + 1]}, past_key_values=past, use_cache=True)
+            given[mask_key] = batch[mask_key][:, :last]
+        out = model(**given, **{key: ids[:, first:last]}, past_key_values=past, use_cache=True)
         past = getattr(out, "past_key_values", None)
         if past is None:
             raise Missing("the model hands back no past_key_values: give incremental=lambda model, batch: logits")
@@ -127,7 +157,9 @@ def clone(batch: Any, device: torch.device | str | None = None) -> Any:
 
 
 def tensors_of(batch: Any) -> dict[Any, Tensor]:
-    """The tensors of a batch by key."""
+    """The tensors of a batch by key. Raises Missing without a batch."""
+    if batch is None:
+        raise Missing("needs a batch: give batch=")
     items = batch.items() if isinstance(batch, Mapping) else enumerate(batch)
     return {key: value for key, value in items if isinstance(value, Tensor)}
 

@@ -86,13 +86,17 @@ def fit(text: str, width: float, size: float) -> str:
 class Cell:
     """What stands in a cell. name: its meaning, for the legend. note: more about it, for the table."""
 
-    text: str
+    text: str = ""
     fill: str = "#ffffff"
     hatch: str = ""
     frame: str = ""
     ink: str = INK
     name: str = ""
     note: str = ""
+
+    @property
+    def empty(self) -> bool:
+        return not (self.text or self.hatch or self.frame) and self.fill == "#ffffff"
 
     def draw(self, axes: Any, x: float, y: float, width: float, height: float) -> None:
         how = {"facecolor": self.fill, "edgecolor": GREY, "hatch": self.hatch, "linewidth": 0.7, "clip_on": False}
@@ -148,10 +152,15 @@ class Grid:
         how = {"rotation": 90, "va": "bottom"} if self.turned else {"va": "baseline"}
         for at, label in enumerate(self.short_columns):
             write(axes, x + self.width * (at + 0.5), y - 0.08, label, ha="center", **how)
+        if any(cell.empty for row in self.cells for cell in row):
+            lines = {"color": GREY, "linewidth": 0.7, "clip_on": False}  # one path for all, to keep files small
+            axes.hlines([y + self.height * at for at in range(len(self.cells) + 1)], x, x + self.wide, **lines)
+            axes.vlines([x + self.width * at for at in range(len(self.columns) + 1)], y, y + self.high, **lines)
         for down, (label, row) in enumerate(zip(self.short_rows, self.cells, strict=True)):
             write(axes, x - 0.08, y + self.height * (down + 0.5), label, ha="right")
             for at, cell in enumerate(row):
-                cell.draw(axes, x + self.width * at, y + self.height * down, self.width, self.height)
+                if not cell.empty:
+                    cell.draw(axes, x + self.width * at, y + self.height * down, self.width, self.height)
         if self.rule:
             axes.plot([x - self.left, x + self.wide], [y + self.height * self.rule] * 2, color=INK, clip_on=False)
 

@@ -60,10 +60,45 @@ def show_fault(name: Annotated[str, typer.Argument(help="A name from `lab faults
 @app.command()
 def figures(out: Out = Path("figures")) -> None:
     """Draw every committed picture again."""
-    from .draw import write_all
+    from .figures import write_all
 
     for path in write_all(out):
         print(path)
+
+
+@app.command()
+def diagnose(
+    target: Annotated[
+        str | None, typer.Argument(help="path/to/file.py:function or package.module:function; the function is called.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="text, html, json, sarif.")] = "text",
+    only: Annotated[list[str] | None, typer.Option(help="Checks or families, by comma; may be repeated.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Checks or families, by comma; may be repeated.")] = None,
+    fail_on: Annotated[str, typer.Option(help="Exit with 1 from this severity upwards: P0 to P3, or none.")] = "P2",
+    explain: Annotated[str | None, typer.Option(metavar="CHECK", help="What a check looks at, and stop.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Every check in a line, and stop.")] = False,
+    baseline: Annotated[Path | None, typer.Option(help="A file of findings that are known, and accepted.")] = None,
+    write_baseline: Annotated[
+        bool, typer.Option("--write-baseline", help="Write what is found to --baseline.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the report there in place of printing it.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the batches that the checks make.")] = 0,
+) -> None:
+    """Diagnose your own model: what TARGET returns, a model, a pair (model, batch) or a lab.Subject.
+
+    This imports the file or module and calls the function: it runs that code. Exit status: 0 where nothing of
+    --fail-on or worse was found, 1 where something was, 2 where it was asked wrongly or the function raises.
+    """
+    from . import pointing
+
+    if list_ or explain:
+        print(pointing.listing() if list_ else pointing.explanation(explain))
+        return
+    if target is None:
+        raise ValueError(f"there is nothing to diagnose: name a function as {pointing.FORM}, or give --list.")
+    how = {"format": format, "only": only or (), "skip": skip or (), "fail_on": fail_on, "out": out, "seed": seed}
+    status = pointing.diagnose_target(target, **how, baseline=baseline, write_baseline=write_baseline)
+    raise typer.Exit(status)
 
 
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
@@ -117,9 +152,13 @@ def train(
     device: Device = "cpu",
     parallel: Annotated[str, typer.Option(help="ddp or fsdp, where torchrun started several processes.")] = "ddp",
     tensorboard: Annotated[Path | None, typer.Option(help="Also write TensorBoard's files there.")] = None,
+    preflight: Annotated[
+        bool, typer.Option("--preflight", help="Diagnose model and first batch before step 1.")
+    ] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Train a preset on a corpus: python -m lab train --data python-docs --out runs/first"""
+    from .preflight import Stopped
     from .run import train
 
     named = {
@@ -132,17 +171,12 @@ def train(
         "seed": seed,
     }
     changes = [f"{name}={value}" for name, value in named.items() if value is not None] + (set_ or [])
-    train(
-        data,
-        out,
-        preset=preset,
-        changes=changes,
-        resume=resume,
-        device=device,
-        parallel=parallel,
-        data_dir=data_dir,
-        tensorboard=tensorboard,
-    )
+    where = {"device": device, "parallel": parallel, "data_dir": data_dir, "tensorboard": tensorboard}
+    try:
+        train(data, out, preset=preset, changes=changes, resume=resume, preflight=preflight, **where)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        raise typer.Exit(1) from stop
 
 
 @app.command()
@@ -203,7 +237,10 @@ def generate(
 
 @app.command()
 def bench(
-    preset: Annotated[list[str] | None, typer.Option("--preset", help="16m, 50m, 117m; may be repeated.")] = None,
+    what: Annotated[str, typer.Argument(help="training, or diagnose: the battery of checks on a GPT-2.")] = "training",
+    preset: Annotated[
+        list[str] | None, typer.Option("--preset", help="16m, 50m, 117m; for diagnose 3m, 124m. May be repeated.")
+    ] = None,
     nanogpt: Annotated[Path | None, typer.Option(help="A checkout of nanoGPT to measure beside.")] = None,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "bf16",
     repeats: Annotated[int, typer.Option(help="Rounds; each contender takes one step a round.")] = 5,
@@ -211,7 +248,14 @@ def bench(
     json_path: Annotated[Path | None, typer.Option("--json", help="Also write everything measured there.")] = None,
     device: Device = "cpu",
 ) -> None:
-    """Speed and memory against Hugging Face's GPT-2 and nanoGPT, alternated in one run."""
+    """Speed and memory against Hugging Face's GPT-2 and nanoGPT, alternated in one run; or those of the checks."""
+    if what == "diagnose":
+        from . import bench_diagnose
+
+        bench_diagnose.run(tuple(preset or bench_diagnose.SIZES), json_path, threads)
+        return
+    if what != "training":
+        raise ValueError(f"there is no bench {what!r}; it is training or diagnose.")
     from .bench import run
 
     run(

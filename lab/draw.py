@@ -7,11 +7,9 @@ which pyplot does not know of. Colours are Okabe and Ito's; weights are in civid
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import torch
@@ -19,7 +17,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from . import checks, faults, labels, masks, matrix
+from . import checks
 from .canvas import (
     BLUE,
     CURVES,
@@ -31,18 +29,13 @@ from .canvas import (
     Cell,
     Grid,
     check_labels,
-    compose,
     drawn,
     fit,
     number,
-    put,
-    save,
     styled,
-    table,
     tint,
 )
 from .canvas import show as show
-from .data import translation
 from .labels import IGNORE_INDEX
 
 AXES = ("↓ query (who looks)", "→ key (what is looked at)")
@@ -158,18 +151,18 @@ def fault_matrix(rows: Sequence) -> Grid:
 
     def cell(row: Any, check: str) -> Cell:
         if check in row.report.errors:
-            return replace(alarm, text="error", name="the check itself broke", note=row.report.errors[check])
+            return replace(alarm, text="E", name="the check itself broke", note=row.report.errors[check])
         if check in row.unexplained:
             return alarm
         if check in row.found and check == row.caught_by:
-            return Cell("caught", BLUE, ink="#ffffff", name="caught by its own check")
+            return Cell("●", BLUE, ink="#ffffff", name="caught by its own check")
         if check in row.found:
-            return Cell("also", tint(SKY, 0.4), "\\\\\\", name="fires too, for a known reason", note=row.also[check])
+            return Cell("○", tint(SKY, 0.4), "\\\\\\", name="fires too, for a known reason", note=row.also[check])
         if check == row.caught_by:
-            return replace(alarm, text="missed", name="not caught by its own check")
+            return replace(alarm, text="?", name="not caught by its own check")
         if check in row.report.skipped:
-            return Cell("skip", tint(GREY, 0.2), "///", name="cannot be asked", note=row.report.skipped[check])
-        return Cell("·", name="silent")
+            return Cell("–", tint(GREY, 0.2), name="cannot be asked", note=row.report.skipped[check])
+        return Cell(name="silent")
 
     if not rows:
         raise ValueError("there is no row to draw; give what lab.matrix.run() returns.")
@@ -179,7 +172,8 @@ def fault_matrix(rows: Sequence) -> Grid:
     healthy = sum(not row.caught_by for row in rows)
     cells = [[cell(row, check) for check in columns] for row in rows]
     title = "Every fault against every check"
-    return Grid(cells, [row.name for row in rows], columns, title, ("↓ fault", "→ check"), rule=healthy % len(rows))
+    caption = ("↓ fault", "→ check")
+    return Grid(cells, [row.name for row in rows], columns, title, caption, cell=0.26, rule=healthy % len(rows))
 
 
 def plot(title: str, height: float, **how: str) -> tuple[Figure, Any]:
@@ -224,104 +218,3 @@ def bars(values: Mapping[str, float], *, xlabel: str, title: str = "", log: bool
     axes.invert_yaxis()
     axes.margins(x=0.15)
     return figure
-
-
-def matrix_grids() -> list[Grid]:
-    return [fault_matrix.grid(matrix.run())]
-
-
-def batch_grids() -> list[Grid]:
-    data, rows = translation(), [9, 19, 57, 10]
-    healthy = data.batch("validation", rows)
-    with faults.get("padding-crash").inject():
-        faulty = data.batch("validation", rows)
-    panels = {
-        "labels: the loss skips -100": healthy["labels"],
-        "decoder_input_ids, faulty: -100 is no row of the embedding": faulty["decoder_input_ids"],
-        "decoder_input_ids, healthy: padding instead": healthy["decoder_input_ids"],
-    }
-    return [batch_grid.grid(ids, [data.tokens(row) for row in ids], title=title) for title, ids in panels.items()]
-
-
-def mask_grids() -> list[Grid]:
-    grids, pad_id = [], matrix.SPECIAL["pad_id"]
-    names = {0: "<s>", pad_id: "<pad>", 3: "Fermer", 4: "▁tous"}
-    for side, row in {"left": [1, 1, 0, 3, 4], "right": [0, 3, 4, 1, 1], "middle": [0, 3, 1, 1, 4]}.items():
-        ids, tokens = torch.tensor([row]), [names[index] for index in row]
-        both = masks.decoder(ids, pad_id)[0, 0]
-        real = masks.key_is_real(ids, pad_id)[0, 0].expand_as(both)
-        for name, mask in {"causal": masks.causal(len(row)), "key is real": real, "both": both}.items():
-            title = f"{side}-padded: {name}"
-            grids.append(attend_mask.grid(mask, tokens, tokens, title=title, pads=ids[0] == pad_id))
-    return grids
-
-
-def mode_grid(title: str, fault: str | None) -> Grid:
-    """A small translator with a frozen encoder, before, during and after evaluate()."""
-    seen: dict[str, dict[str, bool]] = {}
-    model = matrix.translator().model.train()
-    model.encoder.eval()
-
-    def look(moment: str) -> None:
-        seen[moment] = {name: part.training for name, part in model.named_children()}
-
-    def batches() -> Iterator[dict[str, Tensor]]:
-        look("during")
-        yield labels.collate_pairs(matrix.PAIRS[:2], **matrix.SPECIAL)
-
-    look("before")
-    with faults.get(fault).inject() if fault else nullcontext():
-        model.evaluate(batches())
-    look("after")
-    return modes.grid(seen, title=title)
-
-
-def mode_grids() -> list[Grid]:
-    cases = {"healthy": None, "stuck in eval": "stuck-in-eval-transformer", "train() at the end": "train-at-the-end"}
-    return [mode_grid(title, fault) for title, fault in cases.items()]
-
-
-class Picture(NamedTuple):
-    """A committed figure: what makes its grids, its alt text, how many grids stand side by side."""
-
-    grids: Callable[[], list[Grid]]
-    alt: str
-    across: int = 1
-
-
-FIGURES = {
-    "fault_matrix": Picture(
-        matrix_grids,
-        "A table of faults against checks. The two healthy models trip no check; two checks of size against data "
-        "cannot be asked of the translator. Each fault is caught by its own check; train() at the end also trips "
-        "stuck-in-eval, and nothing fires without an explanation.",
-    ),
-    "padded_batch": Picture(
-        batch_grids,
-        "Four French rows of unequal length as three grids of tokens. The labels hold -100 after each </s>. The faulty "
-        "decoder inputs still hold -100; the healthy ones hold padding there.",
-    ),
-    "decoder_masks": Picture(
-        mask_grids,
-        "Nine attend masks: rows padded left, right and in the middle; the causal mask, the key-is-real mask and both. "
-        "The causal mask alone lets real tokens attend to padding at the left and in the middle; with padding at the "
-        "right only padding attends to padding.",
-        across=3,
-    ),
-    "mode_timeline": Picture(
-        mode_grids,
-        "The modes of a model's parts before, during and after evaluate(), its encoder frozen in eval. Healthy: all as "
-        "before. Stuck: all in eval after. With train() at the end: the frozen encoder wakes up in train mode.",
-        across=3,
-    ),
-}
-
-
-def write_all(out: Path) -> list[Path]:
-    """Draw the committed figures into a folder: an SVG of each, and a CSV of what stands in its cells."""
-    paths = []
-    for name, (make, _, across) in FIGURES.items():
-        grids = make()
-        paths.append(save(compose(grids, across), Path(out) / f"{name}.svg"))
-        paths.append(put(Path(out) / f"{name}.csv", table(grids)))
-    return paths

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from . import decoding, masks
 from .attention import KVCache
-from .blocks import Block, Embedder, ModelOutput, check_shape, initialise
+from .blocks import Embedder, ModelOutput, check_shape, initialise, make_layers, tie
 from .config import ModelConfig
 from .evaluation import Evaluation, mean_loss
 from .loss import head_and_loss
@@ -22,12 +22,11 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.embedder = Embedder(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = make_layers(config)
         self.norm = nn.LayerNorm(config.d_model)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         initialise(self, config)
-        if config.tie_head:
-            self.head.weight = self.embedder.token.weight
+        tie(self.head, self.embedder.token, config)
 
     def forward(
         self,

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from . import checks, faults, labels, presets
-from .config import ModelConfig
+from . import checkpoint, checks, faults, labels, presets
+from .attention import KVCache
+from .config import ModelConfig, TrainConfig
 from .diagnosis import diagnose
 from .language_model import LanguageModel
+from .masks import key_is_real
 from .report import Report
 from .subject import Subject
-from .trainer import planned_rates
+from .trainer import Trainer, planned_rates
 from .transformer import Transformer
 
 # Unequal lengths; the pairs are left-padded, where a missing pad mask is not hidden by the causal one, and one source
@@ -27,9 +35,14 @@ def config(**changes) -> ModelConfig:
     return presets.tiny()[0].replace(vocab_size=64, **SPECIAL).replace(**changes)
 
 
+def recipe() -> TrainConfig:
+    """How that model is trained, by the preset."""
+    return presets.tiny()[1].replace(steps=1000)
+
+
 def plan() -> dict[str, Any]:
     """A training for that model: on two million tokens, so that neither it nor they are too few."""
-    train = presets.tiny()[1].replace(steps=1000)
+    train = recipe()
     return {
         "rates": planned_rates(train),
         "lengths": [5, 12, 40, 64],
@@ -39,24 +52,70 @@ def plan() -> dict[str, Any]:
     }
 
 
-def collate(pairs: list) -> dict[str, torch.Tensor]:
+def collate(pairs: list) -> dict[str, Tensor]:
     batch = labels.collate_pairs(pairs, side="left", **SPECIAL)
     empty = torch.tensor([not source for source, _ in pairs])
     batch["input_ids"][empty] = SPECIAL["pad_id"]
     return batch
 
 
+def one_update(model: nn.Module, optimizer: Any, trainer: Trainer, micro_batches: list) -> None:
+    """One step of the kit's Trainer, which is its own scheduler, over those micro-batches."""
+    step = trainer.progress.step
+    trainer.config = trainer.config.replace(steps=step + 1, accumulate=len(micro_batches))
+    trainer.batches = iter(micro_batches)
+    trainer.run()
+
+
+def training(make: Callable[[ModelConfig], nn.Module], model: nn.Module) -> dict[str, Any]:
+    """The kit's Trainer, as a Subject is told of it: of that model, a fresh one of another, and what it saved."""
+
+    def build() -> tuple[nn.Module, Any, Trainer]:
+        trainer = Trainer(make(config()), [], recipe())
+        return trainer.model, trainer.optimizer, trainer
+
+    folder = Path(tempfile.mkdtemp(prefix="lab-matrix-"))
+    weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+    trainer = Trainer(model, [], recipe(), out=folder)
+    trainer.save(best=True)
+    return {
+        "build": build,
+        "train_step": one_update,
+        "optimizer": trainer.optimizer,
+        "checkpoint": folder,
+        "load": lambda path: checkpoint.find(path).build(),
+        "tied": True,
+    }
+
+
+def translate_by_token(model: Transformer, batch: dict[str, Tensor]) -> Tensor:
+    """Logits (B, T, V) of the decoder, fed one token at a time through its cache."""
+    memory, ids = model.encode(batch["input_ids"]), batch["decoder_input_ids"]
+    mask = key_is_real(batch["input_ids"], model.config.pad_id)
+    cache = KVCache(model.config.num_layers, model.config.max_seq_len)
+    steps = [model.decode(ids[:, t : t + 1], memory, mask, None, cache) for t in range(ids.size(1))]
+    return model.head(torch.cat(steps, dim=1))
+
+
+def continue_by_token(model: LanguageModel, batch: dict[str, Tensor]) -> Tensor:
+    """Logits (B, T, V), fed one token at a time through the cache."""
+    ids, cache = batch["input_ids"], KVCache(model.config.num_layers, model.config.max_seq_len)
+    return torch.cat([model(ids[:, t : t + 1], cache=cache).logits for t in range(ids.size(1))], dim=1)
+
+
 def translator(seed: int = 0) -> Subject:
     """A small Transformer with all that the checks ask for."""
     torch.manual_seed(seed)
-    examples = PAIRS
+    model, examples = Transformer(config()), PAIRS
     return Subject(
-        Transformer(config()),
+        model,
         collate=collate,
         examples=examples,
         evaluate=lambda model: model.evaluate([labels.collate_pairs(examples[:2], **SPECIAL)]),
-        generate=lambda model, batch: model.generate(batch["input_ids"][:2], 4),
+        generate=lambda model, batch: model.generate(batch["input_ids"], 4),
+        incremental=translate_by_token,
         **plan(),
+        **training(Transformer, model),
         name="the kit's Transformer",
     )
 
@@ -64,14 +123,16 @@ def translator(seed: int = 0) -> Subject:
 def language_model(seed: int = 0) -> Subject:
     """A small LanguageModel on left-padded rows, with all that the checks ask for."""
     torch.manual_seed(seed)
-    texts = [[5, 6, 7, 8, 9], [10, 11, 12]]
+    model, texts = LanguageModel(config()), [[5, 6, 7, 8, 9], [10, 11, 12]]
     return Subject(
-        LanguageModel(config()),
+        model,
         collate=lambda texts: labels.collate_texts(texts, side="left", **SPECIAL),
         examples=texts,
         evaluate=lambda model: model.evaluate([labels.collate_texts(texts, **SPECIAL)]),
         generate=lambda model, batch: model.generate(batch["input_ids"], 4),
+        incremental=continue_by_token,
         **plan(),
+        **training(LanguageModel, model),
         name="the kit's LanguageModel",
     )
 
@@ -90,7 +151,9 @@ class Row:
 
     @property
     def found(self) -> set[str]:
-        return {finding.check for finding in self.report.findings}
+        """The checks that found something. A note is enough of the check that is to catch the fault."""
+        noted = {note.check for note in self.report.notes}
+        return {finding.check for finding in self.report.findings} | (noted & {self.caught_by})
 
     @property
     def unexplained(self) -> set[str]:
@@ -103,13 +166,22 @@ class Row:
         return caught and not self.unexplained and not self.report.errors
 
 
+def healthy(name: str) -> Row:
+    """The row of a subject without a fault: every check, the slow ones too."""
+    return Row(f"healthy {name}", diagnose(SUBJECTS[name](), only=columns()))
+
+
+def broken(name: str) -> Row:
+    """The row of the fault of that name: every check but the slow ones, unless one is to catch it."""
+    fault = faults.get(name)
+    asked = [check.id for check in checks.all() if not check.opt_in or check.id == fault.caught_by]
+    with fault.inject():
+        return Row(fault.id, diagnose(SUBJECTS[fault.on](), only=asked), fault.caught_by, fault.also)
+
+
 def run() -> list[Row]:
     """The healthy models, then each fault."""
-    rows = [Row(f"healthy {name}", diagnose(make())) for name, make in SUBJECTS.items()]
-    for fault in faults.all():
-        with fault.inject():
-            rows.append(Row(fault.id, diagnose(SUBJECTS[fault.on]()), fault.caught_by, fault.also))
-    return rows
+    return [healthy(name) for name in SUBJECTS] + [broken(fault.id) for fault in faults.all()]
 
 
 def columns() -> list[str]:

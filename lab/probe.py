@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class Dependency:
 class Teaching:
     """What the loss trains on one batch, read off its gradient g (B, T, V) with respect to the logits (B, T, V).
 
-    counts (B, T): where g is not zero. targets (B, T): the token that the loss pulls up there; -1 elsewhere.
+    counts (B, T): where g is not zero. targets (B, T): the token that the loss pulls up there; -1 where it does none.
     ids (B, T): what the (decoder's) model was fed.
     """
 
@@ -74,7 +75,8 @@ class Teaching:
 
     @property
     def targets(self) -> Tensor:
-        return self.gradient.argmin(-1).masked_fill(~self.counts, -1)
+        least = self.gradient.min(-1)
+        return least.indices.masked_fill(~(least.values < 0), -1)
 
 
 class Probe:
@@ -120,20 +122,35 @@ class Probe:
         Raises Missing where neither takes the batch.
         """
         torch.backends.mha.set_fastpath_enabled(False)  # it skips the masked positions of a padded batch; see restored
-        problem = ""
+        name, problem = ("passes", contents(batch)), ""
+        if name in self.shared.made:
+            dtype, noise = self.shared.made[name]
+            return self.in_precision(dtype), noise
         for dtype, noise in ((torch.float64, 1e-9), (None, 1e-4)):
             model = self.in_precision(dtype)
             try:
                 with torch.no_grad():
-                    finite = bool(self.subject.logits(model, clone(batch)).isfinite().all())
+                    logits = self.subject.logits(model, clone(batch))
+                finite = bool(logits.isfinite().all())
             except Missing:
                 raise
             except Exception as error:
                 problem = f"{type(error).__name__}: {error}"
                 continue
             if finite or dtype is None:
+                self.shared.made[name] = dtype, noise
+                kept = self.shared.made.setdefault("logits", {})
+                kept[name] = logits.detach()
+                if len(kept) > 6:  # they are large where the vocabulary is
+                    del kept[next(iter(kept))]
                 return model, noise
         raise Missing(f"the model fails on a batch made like yours ({problem.splitlines()[0]})")
+
+    def base(self, batch: Any) -> Tensor:
+        """The logits (B, T, V) of `precise`'s copy on a batch, without a pass of their own where they are known."""
+        model, _ = self.precise(batch)
+        kept = self.shared.made.get("logits", {}).get(("passes", contents(batch)))
+        return self.logits(model, batch) if kept is None else kept
 
     def in_precision(self, dtype: torch.dtype | None) -> nn.Module:
         """The shared copy in that precision, made anew where something has written to it."""
@@ -148,9 +165,15 @@ class Probe:
         return kept
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
-        """(B, T, V) of a copy on a batch, without gradients."""
-        with torch.no_grad():
-            return self.subject.logits(model, clone(batch))
+        """(B, T, V) of a copy on a batch, without gradients. Raises Missing where the model fails on it."""
+        try:
+            with torch.no_grad():
+                return self.subject.logits(model, clone(batch))
+        except Missing:
+            raise
+        except Exception as error:
+            reason = shorten(f"{type(error).__name__}: {error}", 100)
+            raise Missing(f"the model fails on a batch made like yours ({reason})") from error
 
     def trace(self, model: nn.Module, batch: Any) -> tuple[Tensor, Trace]:
         """The logits, and what each module was given and gave."""
@@ -280,8 +303,8 @@ class Probe:
         unused = unused[~torch.isin(unused, ids)]
         for j in range(length):
             ids[j + 1, j] = unused[j % len(unused)] if len(unused) else (ids[0, j - 1])
-        model, relative = self.precise(batch)
-        logits = self.logits(model, replaced(batch, {key: ids}))
+        batch = replaced(batch, {key: ids})
+        relative, logits = self.precise(batch)[1], self.base(batch)
         if logits.shape[:2] != (MANY, LENGTH["target"]):
             raise Missing(
                 f"logits have shape {tuple(logits.shape)} for {MANY} rows of {LENGTH['target']} tokens; they must be "
@@ -303,9 +326,9 @@ class Probe:
         return replaced(batch, rows)
 
     def teaching(self, batch: Any, model: nn.Module | None = None) -> Teaching:
-        """What the loss trains on a batch: one backward pass from the loss to the logits, of a copy in eval mode.
+        """What the loss trains on a batch: the gradient of the loss for the logits, of a copy in eval mode.
 
-        Raises Missing where there is no loss, or where it is not computed from logits that can be seen.
+        Raises Missing where there is no loss, where it fails, or where no logits are seen that it is computed from.
         """
         subject = self.subject
         if model is None:
@@ -317,31 +340,37 @@ class Probe:
 
         def keep(module: nn.Module, args: Any, output: Any) -> None:
             found = find_logits(output)
-            if found is not None and found.requires_grad:
-                found.retain_grad()
+            if found is not None and found.requires_grad and found.dim() == 3:
                 seen.append(found)
 
         modules = [module for module in model.modules() if not list(module.children())] + [model]
-        trainable = [p for p in model.parameters() if not p.requires_grad]
+        frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
         handles = [module.register_forward_hook(keep) for module in modules]
         try:
-            for parameter in trainable:
+            for parameter in frozen:
                 parameter.requires_grad_(True)
             with torch.enable_grad():
                 loss = subject.loss_of(model, clone(batch))
-                loss.backward()
+                if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+                    raise Missing("the loss is no scalar with a gradient: give loss=lambda model, batch: scalar")
+                # The last are the model's own output; before them its head, where the loss is not made of the output.
+                for logits in reversed(seen):
+                    known = subject.vocab_size in (None, logits.size(-1)) or logits is seen[-1]
+                    if logits.shape[:2] != batch[key].shape or not known:
+                        continue
+                    (gradient,) = torch.autograd.grad(loss.sum(), logits, retain_graph=True, allow_unused=True)
+                    if gradient is not None and bool(gradient.any()):
+                        return Teaching(logits.detach(), gradient, float(loss.detach()), batch[key])
+        except Missing:
+            raise
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise Missing(f"the loss fails on a batch made like yours ({type(error).__name__}: {reason})") from error
         finally:
             for handle in handles:
                 handle.remove()
-            for parameter in trainable:
+            for parameter in frozen:
                 parameter.requires_grad_(False)
-            model.zero_grad()
-        vocab = subject.vocab_size
-        # The last are the model's own output; before them its head, where the output is not what the loss is made of.
-        for logits in reversed(seen):
-            fits = logits.dim() == 3 and logits.shape[:2] == batch[key].shape and vocab in (None, logits.size(-1))
-            if fits and logits.grad is not None and bool(logits.grad.any()):
-                return Teaching(logits.detach(), logits.grad, float(loss.detach()), batch[key])
         raise Missing("the loss is not computed from logits (B, T, V) that a module hands on: give forward= and loss=")
 
     def finding(self, message: str, severity: str | None = None, **details: Any) -> Finding:
@@ -349,6 +378,13 @@ class Probe:
         check = self.check
         details.setdefault("repair", check.repair)
         return Finding(check.id, severity or check.severity, message, lesson=check.lesson, **details)
+
+
+def contents(batch: Any) -> tuple:
+    """What tells two batches apart."""
+    return tuple(
+        (str(key), str(t.dtype), tuple(t.shape), tuple(t.flatten().tolist())) for key, t in tensors_of(batch).items()
+    )
 
 
 def same_share(a: Tensor, b: Tensor, ignored: int) -> float:

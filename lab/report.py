@@ -1,11 +1,13 @@
-"""What a diagnosis says: findings ordered by severity, as text, HTML and JSON."""
+"""What a diagnosis says: findings by severity, what follows from them, what was not asked; and which are known."""
 
 from __future__ import annotations
 
-import html
+import hashlib
 import inspect
 import json
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -17,7 +19,9 @@ SEVERITIES = {
     "P3": "degrades silently",
     "note": "harmless here; the condition that would wake it is named",
 }
-SCHEMA_VERSION = 1
+RANKS = {severity: rank for rank, severity in enumerate(SEVERITIES)}
+FAIL_ON = ("P0", "P1", "P2", "P3", "none")
+BASELINE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,31 @@ class Finding:
         if self.severity not in SEVERITIES:
             raise ValueError(f"severity is {self.severity!r}; it is one of {', '.join(SEVERITIES)}.")
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What names this finding from one run to the next: no line, no path and no number that a run measured."""
+        named = {
+            "check": self.check,
+            "symbol": self.where.symbol if self.where else "",
+            "module": str(self.evidence.get("module", "")),
+        }
+        if not named["symbol"] and not named["module"]:
+            named["message"] = re.sub(r"[-+]?\d[\d.,]*(e[-+]?\d+)?", "#", self.message)
+        return named
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the identity."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def sentence(self) -> str:
+        """`Sentence. File: labels.py lines 31–38 (shift_right).`"""
+        return f"{self.message.rstrip('.')}." + (f" File: {self.where}." if self.where else "")
+
     def text(self) -> str:
         """`[P2] sentence. File: labels.py lines 31–38 (shift_right).`, then evidence, repair and lesson."""
-        place = f" File: {self.where}." if self.where else ""
-        lines = [f"[{self.severity}] {self.message.rstrip('.')}.{place}"]
+        lines = [f"[{self.severity}] {self.sentence}"]
         rows = {"check": self.check, "evidence": show(self.evidence), "repair": self.repair, "lesson": self.lesson}
         return "\n".join(lines + [f"     {name}: {value}" for name, value in rows.items() if value])
 
@@ -85,7 +110,10 @@ def show(evidence: dict[str, Any]) -> str:
 
 @dataclass
 class Report:
-    """Findings (P0 to P3), notes, checks that passed, that were skipped (and why), and that broke (our bug)."""
+    """Findings (P0 to P3), notes, checks that passed, that were skipped (and why), and that broke (our bug).
+
+    known: the findings that a baseline accepts.
+    """
 
     subject: str = ""
     findings: list[Finding] = field(default_factory=list)
@@ -93,12 +121,13 @@ class Report:
     passed: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    known: list[Finding] = field(default_factory=list)
 
     def add(self, finding: Finding) -> None:
         """File a finding by its severity, keeping the order of severities."""
         kept = self.notes if finding.severity == "note" else self.findings
         kept.append(finding)
-        kept.sort(key=lambda f: list(SEVERITIES).index(f.severity))
+        kept.sort(key=lambda f: RANKS[f.severity])
 
     def __bool__(self) -> bool:
         """True where something was found."""
@@ -107,16 +136,86 @@ class Report:
     def by_check(self, check: str) -> list[Finding]:
         return [finding for finding in self.findings if finding.check == check]
 
+    def at_least(self, severity: str) -> list[Finding]:
+        """The findings of that severity and worse; none for "none". Raises ValueError for another severity."""
+        if severity not in FAIL_ON:
+            raise ValueError(f"fail_on is {severity!r}; it is one of {', '.join(FAIL_ON)}.")
+        return [f for f in self.findings if severity != "none" and RANKS[f.severity] <= RANKS[severity]]
+
+    def exit_code(self, fail_on: str = "P2") -> int:
+        """1 where there is a finding of that severity or worse, else 0."""
+        return int(bool(self.at_least(fail_on)))
+
+    @property
+    def worst(self) -> str | None:
+        """The severity of the worst finding; None without any."""
+        return min((f.severity for f in self.findings), key=RANKS.__getitem__, default=None)
+
+    def families(self) -> list[tuple[Finding, list[Finding]]]:
+        """Each root finding, by severity, and what follows from it. What follows from nothing listed is a root."""
+        roots = {f.check for f in self.findings if not f.follows}
+        folded = [f for f in self.findings if f.follows in roots - {f.check}]
+        tree, seen = [], set()
+        for root in (f for f in self.findings if f not in folded):
+            # Two findings of one check: what follows is told once, under the first.
+            below = [f for f in folded if f.follows == root.check] if root.check not in seen else []
+            seen.add(root.check)
+            tree.append((root, below))
+        return tree
+
+    def against(self, baseline: str | Path | Mapping[str, Any]) -> Report:
+        """Move the findings that a baseline accepts to `known`, in this report, which is returned.
+
+        As many of each as there are in the baseline, and none that has become worse. Raises ValueError where the file
+        is no baseline, and OSError where it cannot be read.
+        """
+        accepted: dict[str, list[str]] = {}
+        for entry in read_baseline(baseline)["findings"]:
+            accepted.setdefault(entry["fingerprint"], []).append(entry["severity"])
+        left: list[Finding] = []
+        for finding in self.findings:
+            mine = sorted(accepted.get(finding.fingerprint, ()), key=RANKS.__getitem__, reverse=True)
+            as_bad = [severity for severity in mine if RANKS[severity] <= RANKS[finding.severity]]
+            if as_bad:
+                accepted[finding.fingerprint].remove(as_bad[0])
+            (self.known if as_bad else left).append(finding)
+        self.findings = left
+        return self
+
+    def baseline(self) -> dict[str, Any]:
+        """What accepts every finding of this report, known ones included."""
+        findings = [
+            {"fingerprint": f.fingerprint, "severity": f.severity} | f.identity for f in self.findings + self.known
+        ]
+        return {"baseline": BASELINE_VERSION, "findings": sorted(findings, key=lambda entry: tuple(entry.values()))}
+
+    def write_baseline(self, path: str | Path) -> None:
+        """Write that as JSON, to be committed and given to `against`."""
+        text = json.dumps(self.baseline(), indent=2, ensure_ascii=False)
+        Path(path).write_text(text + "\n", encoding="utf-8")
+
     def brief(self) -> str:
         """The findings alone, two lines each: the sentence and the repair. Empty where nothing was found."""
         return "\n".join(f"[{f.severity}] {f.message.rstrip('.')}.\n     repair: {f.repair}" for f in self.findings)
 
     def text(self) -> str:
-        """The report as the review was written, by severity."""
-        lines = [f"Findings on {self.subject} (ordered by severity)", ""]
-        lines += [finding.text() + "\n" for finding in self.findings] or ["none\n"]
+        """The report as the review was written: by severity, what follows from a finding folded below it."""
+        lines = [f"Findings on {self.subject} ({'new, ' if self.known else ''}ordered by severity)", ""]
+        heading = ""
+        for root, below in self.families():
+            if root.severity != heading:
+                heading = root.severity
+                lines += [f"{heading}: {SEVERITIES[heading]}", ""]
+            lines += [root.text()]
+            lines += ["     follows from it:"] * bool(below)
+            lines += [f"       [{f.severity}] {f.sentence} ({f.check})" for f in below]
+            lines += [""]
+        lines += ["none", ""] * (not self.findings)
         if self.notes:
-            lines += ["Notes", "", *(note.text() + "\n" for note in self.notes)]
+            lines += [f"Notes: {SEVERITIES['note']}", "", *(note.text() + "\n" for note in self.notes)]
+        if self.known:
+            lines.append("Known, and accepted by the baseline:")
+            lines += [f"     [{f.severity}] {f.sentence} ({f.check})" for f in self.known] + [""]
         if self.passed:
             lines.append(f"Passed: {', '.join(self.passed)}.")
         lines += [f"Skipped {name}: {why}" for name, why in self.skipped.items()]
@@ -126,36 +225,54 @@ class Report:
     __str__ = text
 
     def to_dict(self) -> dict[str, Any]:
-        return {"schema": SCHEMA_VERSION, **asdict(self)}
+        """As lab.formats.SCHEMA describes it."""
+        from .formats import as_dict
+
+        return as_dict(self)
 
     def to_json(self, indent: int | None = 2) -> str:
-        """schema (its version), subject, findings, notes, passed, skipped, errors; numbers stay numbers."""
-        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, default=str)
+        """JSON as lab.formats.SCHEMA describes it; numbers stay numbers."""
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+
+    def to_html(self) -> str:
+        """A page of its own."""
+        from .formats import as_page
+
+        return as_page(self)
+
+    def to_sarif(self, root: str | Path | None = None, fallback: Where | None = None) -> str:
+        """SARIF 2.1.0 with paths relative to `root`, the working directory by default.
+
+        fallback: the place of the findings that have none; code hosts show a result only where it has one.
+        """
+        from .formats import as_sarif
+
+        return json.dumps(as_sarif(self, root, fallback), indent=2, ensure_ascii=False, allow_nan=False)
 
     def _repr_html_(self) -> str:
-        """A table that needs neither style sheet nor script."""
-        rows, left = [], "text-align:left;vertical-align:top"
-        for finding in self.findings + self.notes:
-            place = f"<br><small>{html.escape(str(finding.where))}</small>" if finding.where else ""
-            details = "".join(
-                f"<br><small>{name}: {html.escape(value)}</small>"
-                for name, value in (("repair", finding.repair), ("lesson", finding.lesson))
-                if value
-            )
-            cells = [
-                f'<code style="white-space:nowrap">{html.escape(finding.check)}</code>',
-                f"{html.escape(finding.message)}{place}{details}",
-                html.escape(show(finding.evidence)),
-            ]
-            row = "".join(f'<td style="{left}">{cell}</td>' for cell in cells)
-            rows.append(f'<tr><th scope="row" style="{left}">{finding.severity}</th>{row}</tr>')
-        head = "".join(
-            f'<th scope="col" style="{left}">{name}</th>' for name in ("severity", "check", "finding", "evidence")
+        from .formats import as_html
+
+        return as_html(self)
+
+
+def read_baseline(baseline: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
+    """A baseline, from its file where it is a path. Raises ValueError where it is none."""
+    if isinstance(baseline, Mapping):
+        name, read = "baseline", baseline
+    else:
+        name = str(baseline)
+        try:
+            read = json.loads(Path(baseline).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{name} is not JSON ({error}); make it with --write-baseline.") from error
+    version = read.get("baseline") if isinstance(read, Mapping) else None
+    entries = read.get("findings") if version == BASELINE_VERSION else None
+    whole = isinstance(entries, list) and all(
+        isinstance(e, Mapping) and isinstance(e.get("fingerprint"), str) and e.get("severity") in RANKS for e in entries
+    )
+    if not whole:
+        raise ValueError(
+            f"{name} is no baseline of version {BASELINE_VERSION} (its version is {version!r}); write it again with "
+            f"--write-baseline."
         )
-        body = "".join(rows) or '<tr><td colspan="4">no finding</td></tr>'
-        foot = "".join(f"<br>{html.escape(name)} skipped: {html.escape(why)}" for name, why in self.skipped.items())
-        foot += "".join(f"<br>ERROR in {html.escape(name)}: {html.escape(why)}" for name, why in self.errors.items())
-        return (
-            f"<table><caption>Findings on {html.escape(self.subject)}</caption><thead><tr>{head}</tr></thead>"
-            f"<tbody>{body}</tbody></table><small>passed: {html.escape(', '.join(self.passed) or 'none')}{foot}</small>"
-        )
+    return read

@@ -34,7 +34,8 @@ class Snapshot:
     """What a battery of checks must leave as it was.
 
     tensors: parameters, buffers (non-persistent ones too), gradients, the optimizer's state. The rest: requires_grad,
-    modes, hooks, the optimizer's settings, the scheduler's, grad mode, back-end flags and all random states.
+    modes, hooks, attributes of modules, the optimizer's settings, the scheduler's, grad mode, back-end flags and all
+    random states.
     """
 
     def __init__(self, model: nn.Module, optimizer: Any = None, scheduler: Any = None) -> None:
@@ -49,7 +50,7 @@ class Snapshot:
         self.schedule = None if scheduler is None else copied(vars(scheduler))
         self.tensors = [(tensor, tensor.detach().clone()) for tensor in tensors]
         self.modules = [
-            (m, m.training, {name: getattr(m, name).copy() for name in HOOKS if hasattr(m, name)})
+            (m, m.training, {name: getattr(m, name).copy() for name in HOOKS if hasattr(m, name)}, dict(vars(m)))
             for m in model.modules()
         ]
         self.around = Around()
@@ -64,7 +65,11 @@ class Snapshot:
         for parameter, grad, requires_grad in self.parameters:
             parameter.grad = grad
             parameter.requires_grad_(requires_grad)
-        for module, training, hooks in self.modules:
+        for module, training, hooks, attributes in self.modules:
+            # What a forward() or generate() keeps on its module, a cache or a count, goes too.
+            for name in vars(module).keys() - attributes.keys():
+                del vars(module)[name]
+            vars(module).update(attributes)
             module.training = training
             for name, kept in hooks.items():
                 if getattr(module, name) != kept:

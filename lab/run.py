@@ -25,6 +25,7 @@ from .evaluation import Evaluation
 from .flops import measured_matmul_peak
 from .language_model import LanguageModel
 from .parallel import World, find_device, joined
+from .preflight import check_first
 from .report import Report
 from .subject import Subject
 from .trainer import PRECISIONS, Batch, History, fit, planned_rates
@@ -163,19 +164,22 @@ def parsed(text: str) -> Any:
     return text
 
 
+def plan_of(source: Source, config: TrainConfig) -> dict[str, Any]:
+    """What is planned, as a Subject takes it."""
+    return {
+        "rates": planned_rates(config),
+        "lengths": source.lengths(),
+        "packed": source.packed,
+        "train_tokens": source.tokens,
+        "step_tokens": config.batch_tokens * config.accumulate,
+    }
+
+
 def advice(model: nn.Module, source: Source, config: TrainConfig) -> Report:
     """What the review's list says of this plan: feed-forward width, context, warmup, size and data."""
     from . import checks
 
-    subject = Subject(
-        model,
-        rates=planned_rates(config),
-        lengths=source.lengths(),
-        packed=source.packed,
-        train_tokens=source.tokens,
-        step_tokens=config.batch_tokens * config.accumulate,
-        name=f"this plan on {source.about['name']}",
-    )
+    subject = Subject(model, **plan_of(source, config), name=f"this plan on {source.about['name']}")
     return diagnose(subject, only=checks.family("sizing"))
 
 
@@ -190,14 +194,16 @@ def train(
     parallel: str = "ddp",
     data_dir: str | None = None,
     tensorboard: Path | None = None,
+    preflight: bool = False,
     progress: bool = True,
     on_step: Callable[[dict[str, Any]], Any] | None = None,
 ) -> History:
     """Train a preset on a source in the folder `out`, or go on with what is there.
 
     place, data_dir: as open_source takes them; a corpus gets a tokenizer of the preset's vocabulary. preset: by default
-    "lesson" for text and "translator" for pairs. The kind of model follows the source.
-    Raises ValueError naming what does not fit, and what `fit` raises.
+    "lesson" for text and "translator" for pairs. The kind of model follows the source. preflight: put every check to
+    the model and the first batch before the first step.
+    Raises ValueError naming what does not fit, preflight.Stopped, and what `fit` raises.
     """
     with joined(device, parallel) as world:
         if resume:
@@ -228,7 +234,11 @@ def train(
         torch.manual_seed(config.seed)
         model = source.model(model_config).to(world.device)
         if world.chief:
-            announce(model, source, config, world)
+            announce(model, source, config, world, advise=not preflight)  # which says it too
+        if preflight:
+            # A loader of its own: the training's begins where it would without.
+            first = next(iter(source.loader("train", config.batch_tokens, model_config.max_seq_len, config.seed)))
+            check_first(model, first, plan_of(source, config), world)
         loaders = [
             source.loader(split, config.batch_tokens, model_config.max_seq_len, config.seed)
             for split in ("train", "validation")
@@ -250,7 +260,7 @@ def train(
         )
 
 
-def announce(model: nn.Module, source: Source, config: TrainConfig, world: World) -> None:
+def announce(model: nn.Module, source: Source, config: TrainConfig, world: World, advise: bool = True) -> None:
     """What is about to be trained, and the findings on the plan."""
     parameters = sum(p.numel() for p in model.parameters())
     body = parameters - sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding))
@@ -263,7 +273,7 @@ def announce(model: nn.Module, source: Source, config: TrainConfig, world: World
     )
     if slower := slow_precision(config.precision, world.device):
         print(slower, file=sys.stderr)
-    if found := advice(model, source, config).brief():
+    if advise and (found := advice(model, source, config).brief()):
         print(found, file=sys.stderr)
 
 

@@ -127,7 +127,7 @@ class Trainer:
         torch.manual_seed(config.seed + self.world.rank)  # each rank its own dropout
         self.about = checkpoint.describe(model, config, data or {})  # before FSDP makes another class of it
         self.wrapped = self.world.wrap(model)
-        self.engine = torch.compile(self.wrapped) if config.compile else self.wrapped
+        self.engine = torch.compile(self.loss_of) if config.compile else self.loss_of
         self.optimizer = make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.progress = Progress()
@@ -144,13 +144,8 @@ class Trainer:
 
     def run(self) -> History:
         history, chief = History(), self.world.chief
-        self.log = RunLog(
-            self.out if chief else None,
-            self.config.steps,
-            self.progress.step,
-            progress=self.display,
-            tensorboard=self.tensorboard if chief else None,
-        )
+        folder, board = (self.out, self.tensorboard) if chief else (None, None)
+        self.log = RunLog(folder, self.config.steps, self.progress.step, progress=self.display, tensorboard=board)
         self.model.train()
         self.clock = time.perf_counter()
         try:
@@ -201,7 +196,7 @@ class Trainer:
                 self.flops = self.count_flops(mine)
             with self.world.synchronised(self.wrapped, last=number == len(batches)):
                 with self.autocast():
-                    part = self.engine(**moved(mine, self.device)).loss * (count / total)
+                    part = self.engine(moved(mine, self.device)) * (count / total)
                 # The ranks' gradients are averaged, and their parts add up.
                 self.scaler.scale(part * self.world.size).backward()
             parts.append(part.detach())
@@ -214,6 +209,10 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss, norm, total
+
+    def loss_of(self, batch: Batch) -> Tensor:
+        """All that is compiled: logits that came out beside the loss would get a gradient of zeros of their size."""
+        return self.wrapped(**batch).loss
 
     def guard(self, loss: float, norm: float, step: int) -> None:
         require_finite("loss", loss, step)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from . import decoding, masks
 from .attention import KVCache
-from .blocks import Block, Embedder, ModelOutput, initialise
+from .blocks import Embedder, ModelOutput, initialise, make_layers, tie
 from .config import ModelConfig
 from .evaluation import Evaluation, mean_loss
 from .loss import head_and_loss
@@ -28,14 +28,13 @@ class Transformer(nn.Module):
             raise ValueError("pad_id is None; a Transformer pads its pairs, so the config must name the padding id.")
         self.config = config
         self.embedder = Embedder(config)
-        self.encoder = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.encoder = make_layers(config)
         self.encoder_norm = nn.LayerNorm(config.d_model)
-        self.decoder = nn.ModuleList(Block(config, cross=True) for _ in range(config.num_layers))
+        self.decoder = make_layers(config, cross=True)
         self.decoder_norm = nn.LayerNorm(config.d_model)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         initialise(self, config)
-        if config.tie_head:
-            self.head.weight = self.embedder.token.weight
+        tie(self.head, self.embedder.token, config)
 
     def forward(
         self, input_ids: Tensor, decoder_input_ids: Tensor, labels: Tensor | None = None, *, need_weights: bool = False

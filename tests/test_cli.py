@@ -1,5 +1,6 @@
 """The command line: the demo shows what it says, and bad input ends in one clear line."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from lab import cli, faults
+from lab import checks, cli, faults
 
 runner = CliRunner()
 
@@ -89,3 +90,78 @@ def test_a_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     result = run("demo", "--quick", "--out", str(tmp_path), LAB_CACHE=str(tmp_path / "file" / "cache"))
     assert result.returncode == 2 and "LAB_CACHE" in result.stderr and "Traceback" not in result.stderr
+
+
+MODEL = """
+import torch
+from torch import nn
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(50, 16), nn.Linear(16, 50)
+
+    def forward(self, input_ids):
+        return self.head(nn.functional.dropout(self.embedding(input_ids)))
+
+def broken():
+    return Model(), {"input_ids": torch.arange(5, 21).reshape(2, 8)}
+
+def healthy():
+    return Model().head, None
+
+def fails():
+    raise KeyError("x")
+"""
+RANDOM = ("--only", "random-in-eval")
+
+
+@pytest.fixture(scope="module")
+def somebodys(tmp_path_factory):
+    path = tmp_path_factory.mktemp("somebody") / "model.py"
+    path.write_text(MODEL)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("{}:broken", *RANDOM), 1),
+        (("{}:broken", *RANDOM, "--fail-on", "P0"), 0),
+        (("{}:broken", *RANDOM, "--fail-on", "none"), 0),
+        (("{}:healthy", *RANDOM), 0),
+        (("{}:fails",), 2),
+        (("{}:nothing",), 2),
+        (("{}",), 2),
+        ((), 2),
+        (("{}:broken", "--only", "no-such-check"), 2),
+        (("{}:broken", "--no-such-option"), 2),
+    ],
+)
+def test_the_status_of_diagnose(somebodys, monkeypatch, capsys, arguments, status):
+    monkeypatch.setattr(sys, "argv", ["lab", "diagnose", *(argument.format(somebodys) for argument in arguments)])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert (stopped.value.code or 0) == status, out + err
+    assert ("[P1]" in out) == any("broken" in a for a in arguments if status != 2)
+
+
+def test_diagnose_prints_json_and_nothing_else(somebodys):
+    result = run("diagnose", f"{somebodys}:broken", *RANDOM, "--format", "json")
+    assert json.loads(result.stdout)["worst"] == "P1"
+    assert result.stderr.startswith("lab diagnose imports ")
+
+
+def test_what_the_users_function_raises_can_be_seen_whole(somebodys):
+    result = run("diagnose", f"{somebodys}:fails", LAB_TRACEBACK="1")
+    assert "Traceback" in result.stderr and 'raise KeyError("x")' in result.stderr
+
+
+def test_diagnose_lists_and_explains():
+    listed = runner.invoke(cli.app, ["diagnose", "--list"])
+    assert listed.exit_code == 0 and all(check.id in listed.output for check in checks.all())
+    told = runner.invoke(cli.app, ["diagnose", "--explain", "padding-crash"])
+    assert told.exit_code == 0 and "clamp-to-zero" in told.output
+    assert run("diagnose", "--explain", "padding-crsh").returncode == 2

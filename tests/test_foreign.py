@@ -34,7 +34,9 @@ def transformer(masked="source target memory", **options):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_silent_on_torch_transformer_with_every_mask(norm_first, side):
     report = lab.diagnose(Subject(transformer(norm_first=norm_first), pairs_batch(side), pad_id=PAD))
-    assert not report.findings and not report.notes, report.text()
+    # True of left padding: PyTorch's fast path in eval mode makes NaN of such rows, and the positions count the pads.
+    assert found(report) == ({("backend-parity", "P2")} if side == "left" else set()), report.text()
+    assert noted(report) <= {"padding-amount"}
     assert {"padding-crash", "attends-to-pads", "fully-masked-row"} <= set(report.passed)
 
 
@@ -55,7 +57,8 @@ def test_names_the_attention_that_lacks_its_mask(masked, module):
 
 
 def test_right_padding_makes_the_missing_target_mask_a_note():
-    report = lab.diagnose(Subject(transformer("source memory"), pairs_batch("right"), pad_id=PAD))
+    subject = Subject(transformer("source memory"), pairs_batch("right"), pad_id=PAD)
+    report = lab.diagnose(subject, skip=["padding-amount"])
     assert not report.findings
     assert noted(report) == {"attends-to-pads"} and "bites" in report.notes[0].message
 
@@ -77,10 +80,12 @@ def test_silent_on_hugging_face_language_models(kind, ids):
         generate=lambda model, batch: model.generate(**batch, max_new_tokens=2, pad_token_id=PAD),
     )
     report = lab.diagnose(subject)
-    assert not report.findings and not report.notes, report.text()
+    # True: their generate() leaves the mode to its caller, and GPT-2's absolute positions count the pads.
+    assert found(report) <= {("generates-with-dropout", "P3")}, report.text()
+    assert noted(report) <= {"padding-amount"}
+    assert {"sees-the-future", "attends-to-pads", "cache-equals-full", "its-own-teacher"} <= set(report.passed)
     plans = set(checks.family("sizing")) - {"feed-forward-ratio"}  # nobody said how they are to be trained
-    assert set(report.passed) == {check.id for check in checks.all()} - plans
-    assert set(report.skipped) == plans and all("give " in reason for reason in report.skipped.values())
+    assert plans <= set(report.skipped) and all("give " in report.skipped[name] for name in plans)
 
 
 def test_a_language_model_that_is_given_no_mask_reads_its_left_pads():
@@ -96,20 +101,23 @@ def test_no_finding_on_hugging_face_translators(kind):
         hugging_face(kind), batch, generate=lambda model, batch: model.generate(batch["input_ids"], max_new_tokens=2)
     )
     report = lab.diagnose(subject)
-    assert not report.findings, report.text()
-    # True, and harmless: without decoder_attention_mask the decoder reads its pads; their masks are large negatives.
-    assert noted(report) <= {"attends-to-pads", "fully-masked-row"}
+    assert found(report) <= {("generates-with-dropout", "P3")}, report.text()
+    # True, and harmless: without decoder_attention_mask the decoder reads its pads; their masks are large negatives;
+    # BART's positions count the pads; a mean over no label is 0 / 0.
+    assert noted(report) <= {"attends-to-pads", "fully-masked-row", "padding-amount", "all-ignored-batch"}
 
 
 def test_a_batch_of_labels_alone_is_enough_for_an_encoder_decoder():
     batch = pairs_batch()
     report = lab.diagnose(hugging_face("bart"), {**with_mask(batch["src"]), "labels": batch["labels"]})
-    assert not report.findings and "attends-to-pads" in report.passed, report.text()
+    assert found(report) <= {("generates-with-dropout", "P3")} and "attends-to-pads" in report.passed, report.text()
 
 
 @pytest.mark.parametrize("as_tuple", [True, False])
 def test_nanogpt_like_models_need_no_wiring(as_tuple):
-    batch = (RIGHT, RIGHT) if as_tuple else {"idx": RIGHT, "targets": RIGHT}
+    targets = torch.nn.functional.pad(RIGHT, (0, 1), value=PAD)[:, 1:]
+    targets = targets.masked_fill(targets == PAD, -1)
+    batch = (RIGHT, targets) if as_tuple else {"idx": RIGHT, "targets": targets}
     report = lab.diagnose(Subject(NanoGPT(), batch, pad_id=PAD))
     # Its own generate() is found and called, and ends in train().
     assert found(report) == {("half-repaired-mode", "P3"), ("stuck-in-eval", "P3")}

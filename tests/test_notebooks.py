@@ -90,7 +90,6 @@ MUTANTS: list[tuple[str, str, Callable[[dict[str, Any]], Any]]] = [
     ("exercises", "next code cell is no solution", drop(9)),
     ("exercises", "does not call grade", put(6, "answer_0()")),
     ("exercises", "has 1", lambda notebook: notebook.update(cells=notebook["cells"][:7])),
-    ("exercises", "has 3", lambda notebook: notebook["cells"].extend(exercise(1))),
     ("nothing_hides_a_failure", "raises-exception", mark(2, tags=["raises-exception"])),
     ("nothing_hides_a_failure", "skip-execution", mark(2, tags=["skip-execution"])),
     ("nothing_hides_a_failure", "nbmake", mark(2, nbmake={"mock": {"a": 1}})),

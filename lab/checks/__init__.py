@@ -3,7 +3,31 @@
 from __future__ import annotations
 
 from ..config import unknown
-from . import labels, masks, modes, sizing  # noqa: F401 - importing a family registers its checks
+from . import (  # noqa: F401 - importing a family registers its checks
+    attention,
+    checkpoints,
+    data,
+    endings,
+    generation,
+    heads,
+    labels,
+    leftovers,
+    logits,
+    loop,
+    loss,
+    mask_arguments,
+    masks,
+    mixing,
+    modes,
+    numerics,
+    parameters,
+    paths,
+    positions,
+    randomness,
+    sharing,
+    sizing,
+    weights,
+)
 from .base import REGISTRY, Check
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..calling import Missing, clone
 from ..instruments import Lookups, Trace, culprit, first_non_finite, output_changed, traced
+from ..intercept import attentions
 from ..probe import LENGTH, ROWS, Probe
 from ..report import Finding, Where
 from .base import check
@@ -35,7 +36,8 @@ def changed_at(where: Tensor, stream: Tensor) -> Lookups:
 
 def disturbed(vectors: Tensor, where: Tensor) -> Tensor:
     """vectors (B, L, D) with noise of their own size at `where` (B, L), the same each time; L may come first."""
-    at = where if vectors.shape[:2] == where.shape else where.T
+    at = where if len(vectors) == len(where) else where.T
+    at = torch.nn.functional.pad(at, (0, vectors.size(1) - at.size(1)))  # some models lengthen their rows
     noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return vectors + at[..., None] * noise.to(vectors) * (1 + vectors.std())
 
@@ -101,7 +103,14 @@ def only(shape: tuple[int, ...], column: int) -> Tensor:
     return where
 
 
-@check("attends-to-pads", severity="P2", family="masks", lesson="02_attending_to_pads")
+@check(
+    "attends-to-pads",
+    severity="P2",
+    family="masks",
+    lesson="02_attending_to_pads",
+    after=("random-in-eval", "batch-independence"),
+    explains=("padding-amount",),
+)
 def attends_to_pads(probe: Probe) -> Iterator[Finding]:
     """What a padded position holds changes no other position: in source and target, at the left, middle and right.
 
@@ -112,7 +121,7 @@ def attends_to_pads(probe: Probe) -> Iterator[Finding]:
         raise Missing("the batch has no ids by a usual name: give streams={'target': (key, mask key)}")
     controlled = False
     for stream in subject.streams:
-        leaks: dict[tuple, dict[str, float]] = {}  # culprit -> hole -> effect, relative to that of a token
+        leaks: dict[tuple, dict[str, tuple]] = {}  # culprit -> hole -> effect, relative to a token's; pads read
         for hole, columns in HOLES.items():
             real = everything_real()
             real[stream][:-1, columns] = False  # the last row stays whole: a batch mixes both
@@ -133,8 +142,10 @@ def attends_to_pads(probe: Probe) -> Iterator[Finding]:
             # The embedding shows the first attention that leaks; a cross-attention behind it is asked by itself.
             for memory in ("", memory_of(question.trace)) if stream == "source" else ("",):
                 leak = 0.0 if memory is None else question.effect(pads, real["target"], memory)
-                if leak > noise * control:
-                    leaks.setdefault(question.culprit(pads, protected, memory), {}).setdefault(hole, leak / control)
+                if leak > noise * control and not hidden_by_content(question, pads):
+                    alone = [only(pads.shape, c) & pads for c in range(LENGTH[stream])[columns]]
+                    read = sum(question.effect(pad, real["target"], memory) > noise * control for pad in alone)
+                    leaks.setdefault(question.culprit(pads, protected, memory), {})[hole] = (leak / control, read)
         for (name, where), effects in leaks.items():
             yield pads_matter(probe, stream, name, where, effects)
     if not controlled:
@@ -156,15 +167,41 @@ def memory_of(trace: Trace) -> str | None:
     return None
 
 
-def pads_matter(probe: Probe, stream: str, name: str, where: Where | None, leaks: dict[str, float]) -> Finding:
+def hidden_by_content(question: Question, pads: Tensor) -> bool:
+    """Whether pads are embedded as zeros, and get no weight as long as they are: then their content is the mask."""
+    length, zeros = pads.size(1), []
+
+    def look(ids: Tensor, vectors: Tensor) -> Tensor:
+        at = position_in(ids, pads, question.probe.subject.ids(question.stream, question.batch))
+        if at is not None and vectors.shape[:2] == at.shape:
+            zeros.append(not bool(vectors[at].any()))
+        return vectors
+
+    with Lookups(look):
+        question.probe.logits(question.model, question.batch)
+    if not any(zeros):
+        return False
+    with attentions(question.model) as seen:
+        question.probe.logits(question.model, question.batch)
+    weights = [a.weights.unflatten(0, (len(pads), -1)) for a in seen if a.weights is not None and a.weights.dim() == 3]
+    weights += [a.weights for a in seen if a.weights is not None and a.weights.dim() == 4]
+    weights = [w.nan_to_num(0.0).amax(1) for w in weights if w.size(-1) == length and len(w) == len(pads)]  # (B, T, S)
+    weights = [w * ~pads[..., None] if w.size(1) == length else w for w in weights]  # what pads read does not matter
+    return bool(weights) and not any(bool(w.amax(1)[pads].any()) for w in weights)
+
+
+def pads_matter(probe: Probe, stream: str, name: str, where: Where | None, leaks: dict[str, tuple]) -> Finding:
     """Active on the user's batch: the check's severity. Else what would wake it: latent, or benign under causality."""
     subject = probe.subject
     active = on_own_batch(probe, stream)
     side = {"source": "source", "target": "target" if subject.kind == "seq2seq" else "input"}[stream]
     evidence: dict[str, Any] = {"module": name}
-    evidence |= {f"effect of pads at the {hole}, relative to a token": leak for hole, leak in leaks.items()}
+    evidence |= {f"effect of pads at the {hole}, relative to a token": leak for hole, (leak, _) in leaks.items()}
+    one = all(read == 1 for _, read in leaks.values())
     evidence["change of logits on your own batch"] = active
     message = f"padded {side} positions are attended to: what they hold changes real positions, first in {name}"
+    if one:
+        message += "; of two pads one alone is read, so the mask is there, and off by one"
     if active:
         severity = "P2"
     elif active is None:
@@ -202,7 +239,13 @@ def on_own_batch(probe: Probe, stream: str) -> float | None:
         return None  # the user's batch does not pass the model: another check says why
 
 
-@check("fully-masked-row", severity="P2", family="masks", lesson="02_attending_to_pads")
+@check(
+    "fully-masked-row",
+    severity="P2",
+    family="masks",
+    lesson="02_attending_to_pads",
+    after=("random-in-eval", "batch-independence"),
+)
 def fully_masked_row(probe: Probe) -> Iterator[Finding]:
     """A row of only padding gives finite outputs and gradients, reads none of its padding, and leaves others alone.
 

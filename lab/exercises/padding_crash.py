@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import faults, labels
+from ..calling import clone
 from ..config import ModelConfig
 from ..labels import IGNORE_INDEX
-from ..subject import clone
 from ..transformer import Transformer
 from . import grader
 

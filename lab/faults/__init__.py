@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 from ..config import unknown
-from . import labels, masks, modes, sizing  # noqa: F401 - importing a family registers its faults
+from . import (  # noqa: F401 - importing a family registers its faults
+    attention,
+    data,
+    generation,
+    labels,
+    loop,
+    loss,
+    masks,
+    mixing,
+    modes,
+    numerics,
+    parameters,
+    randomness,
+    sizing,
+    weights,
+)
 from .base import REGISTRY, Diff, Fault, Twin, substituted
 
 __all__ = ["Diff", "Fault", "Twin", "all", "get", "substituted"]

@@ -19,6 +19,18 @@ def causal_only(ids: Tensor, pad_id: int, last: int | None = None) -> Tensor:
     return causal(ids.size(1), last, device=ids.device)[None, None]
 
 
+@fault(
+    "pad-mask-one-late",
+    of="lab.masks:key_is_real",
+    caught_by="attends-to-pads",
+    lesson=LESSON,
+    also={"cache-equals-full": "token by token, nobody knows yet that a pad is the last one"},
+)
+def one_late(ids: Tensor, pad_id: int) -> Tensor:
+    """the mask of padding ends one late: the last pad before the text can be attended to"""
+    return ((ids != pad_id) | (ids.roll(-1, dims=1) != pad_id))[:, None, None, :]
+
+
 @fault("minus-1e9", **ATTEND, lesson=LESSON)
 def large_negative_fill(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
     """masked scores get -1e9: a row in which nothing may be attended becomes uniform over everything"""

@@ -56,3 +56,20 @@ def generate_ends_in_train(self, input_ids: Tensor, max_new_tokens: int | None =
     result = self.continuation(input_ids, max_new_tokens, **how)
     self.train()
     return result
+
+
+@fault(
+    "gives-all-the-roots-mode",
+    of=EVALUATE,
+    caught_by="half-repaired-mode",
+    lesson=LESSON,
+    half_repair=True,
+)
+def evaluate_restores_the_root(self, batches: Iterable[Mapping[str, Tensor]]) -> Evaluation:
+    """evaluate() notes the model's own mode and gives it to all of its parts: frozen ones wake up"""
+    was = self.training
+    self.eval()
+    try:
+        return mean_loss(self, batches)
+    finally:
+        self.train(was)
