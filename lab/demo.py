@@ -184,17 +184,17 @@ def stuck(subject: Subject) -> str:
 def draw_matrix(out: Path) -> None:
     from . import draw
 
-    say(Rule("Every fault against every check"))
-    rows = matrix.run()
+    say(Rule("The review's faults and their half-repairs against their checks"))
+    rows = matrix.run(matrix.REVIEW)
     table = Table("injected", "caught by its check", "also found, and why")
     for row in rows:
         own = f"✔ {row.caught_by}" if row.caught_by in row.found else f"✘ missed by {row.caught_by}"
         also = [f"{name}: {row.also.get(name, 'UNEXPLAINED')}" for name in sorted(row.found - {row.caught_by})]
         table.add_row(row.name, own if row.caught_by else "", "; ".join(also) or "nothing")
     say(table)
-    path = out / "fault_matrix.svg"
-    draw.save(draw.fault_matrix(rows), path)
-    say(f"drawn in {path}")
+    path = out / "review_matrix.svg"
+    draw.save(draw.fault_matrix(rows, matrix.columns(matrix.REVIEW)), path)
+    say(f"drawn in {path}; [bold]lab faults[/] lists all {len(faults.all())} faults")
 
 
 @contextmanager

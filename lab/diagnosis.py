@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -33,17 +36,16 @@ def diagnose(
     """
     subject = model if isinstance(model, Subject) else Subject(model, batch)
     chosen = chosen_checks(only, skip)
-    report, shared = Report(subject.name), Shared()
     snapshot = Snapshot(subject.model, subject.optimizer, subject.scheduler)
+    report, shared = Report(subject.name), Shared(snapshot.protect)
     try:
         for check in in_order(chosen):
             reason = stopped(check, report)
             if reason:
                 report.skipped[check.id] = reason
                 continue
-            shared.touched = False
             put(check, Probe(subject, check, seed, shared), report)
-            snapshot.restore(tensors=shared.touched)
+            snapshot.restore()
     finally:
         snapshot.restore()
     for check in checks.all():
@@ -80,13 +82,28 @@ def stopped(check: Check, report: Report) -> str:
     return f"rests on {broken[0]}, which found something: repair that first" if broken else ""
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, what a model warns of is not shown: it would be, at each of hundreds of calls."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def put(check: Check, probe: Probe, report: Report) -> None:
     """Ask one check, and file what it says."""
     ended, severities = True, set()
     try:
-        for finding in check.run(probe):
-            report.add(finding)  # at once: what comes after it may have to be skipped
-            severities.add(finding.severity)
+        with quiet():
+            for finding in check.run(probe):
+                report.add(finding)  # at once: what comes after it may have to be skipped
+                severities.add(finding.severity)
     except Missing as reason:
         ended, report.skipped[check.id] = False, str(reason)
     except Exception as error:  # a check that breaks is our bug, and must not hide the others' findings

@@ -35,6 +35,7 @@ from .canvas import (
     styled,
     tint,
 )
+from .canvas import save as save
 from .canvas import show as show
 from .labels import IGNORE_INDEX
 
@@ -145,8 +146,8 @@ def modes(snapshots: Mapping[str, Mapping[str, bool]], *, title: str = "") -> Gr
 
 
 @drawn
-def fault_matrix(rows: Sequence) -> Grid:
-    """Faults (rows, the healthy models on top) against checks (columns), from `lab.matrix.run()`."""
+def fault_matrix(rows: Sequence, columns: Sequence[str] | None = None) -> Grid:
+    """Faults (rows, the healthy models on top) against checks (columns, all by default), from `lab.matrix.run()`."""
     alarm = Cell("!", tint(VERMILLION, 0.3), "xxx", VERMILLION, name="fires, and nothing explains it")
 
     def cell(row: Any, check: str) -> Cell:
@@ -167,7 +168,7 @@ def fault_matrix(rows: Sequence) -> Grid:
     if not rows:
         raise ValueError("there is no row to draw; give what lab.matrix.run() returns.")
     rows = sorted(rows, key=lambda row: bool(row.caught_by))
-    columns = [check.id for check in checks.all()]
+    columns = [check.id for check in checks.all()] if columns is None else list(columns)
     columns += sorted({name for row in rows for name in (*row.found, *row.report.errors)} - set(columns))
     healthy = sum(not row.caught_by for row in rows)
     cells = [[cell(row, check) for check in columns] for row in rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from textwrap import shorten
 from typing import Any
@@ -26,12 +26,12 @@ MANY = 11
 
 @dataclass
 class Shared:
-    """What the checks of one diagnosis share, so that each thing is made once."""
+    """What the checks of one diagnosis share, so that each thing is made once. protect: see Snapshot."""
 
+    protect: Callable[[], None] = lambda: None
     precise: dict[Any, tuple[nn.Module, float]] = field(default_factory=dict)
     versions: list[int] = field(default_factory=list)
     made: dict[str, Any] = field(default_factory=dict)
-    touched: bool = False
 
 
 @dataclass
@@ -91,8 +91,13 @@ class Probe:
 
     def own(self) -> nn.Module:
         """The user's model itself. Whatever is done to it is undone after the check."""
-        self.shared.touched = True
+        self.at_risk()
         return self.subject.model
+
+    def at_risk(self) -> None:
+        """Call before code of the user's runs that may reach their own model, which is given back after the check."""
+        self.shared.precise.clear()  # a copy of all its tensors is enough
+        self.shared.protect()
 
     def own_batch(self) -> Any:
         """A copy of the user's batch on the device of their model."""

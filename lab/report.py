@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import fill
 from types import CodeType
 from typing import Any
 
@@ -22,6 +23,7 @@ SEVERITIES = {
 RANKS = {severity: rank for rank, severity in enumerate(SEVERITIES)}
 FAIL_ON = ("P0", "P1", "P2", "P3", "none")
 BASELINE_VERSION = 1
+WIDTH = 110  # characters of a list in the text; sentences are left to the terminal
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,9 @@ class Report:
             lines.append("Known, and accepted by the baseline:")
             lines += [f"     [{f.severity}] {f.sentence} ({f.check})" for f in self.known] + [""]
         if self.passed:
-            lines.append(f"Passed: {', '.join(self.passed)}.")
+            lines.append(
+                fill(f"Passed: {', '.join(self.passed)}.", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+            )
         lines += [f"Skipped {name}: {why}" for name, why in self.skipped.items()]
         lines += [f"ERROR in {name} (a bug of this tool, please report it): {why}" for name, why in self.errors.items()]
         return "\n".join(lines).rstrip() + "\n"

@@ -33,9 +33,9 @@ def copied(value: Any) -> Any:
 class Snapshot:
     """What a battery of checks must leave as it was.
 
-    tensors: parameters, buffers (non-persistent ones too), gradients, the optimizer's state. The rest: requires_grad,
-    modes, hooks, attributes of modules, the optimizer's settings, the scheduler's, grad mode, back-end flags and all
-    random states.
+    The tensors (parameters, buffers, non-persistent ones too, gradients, the optimizer's state) are large: `protect`
+    copies them, when somebody may write to them. The rest is noted at once: requires_grad, modes, hooks,
+    attributes of modules, the optimizer's settings, the scheduler's, grad mode, back-end flags and all random states.
     """
 
     def __init__(self, model: nn.Module, optimizer: Any = None, scheduler: Any = None) -> None:
@@ -48,20 +48,26 @@ class Snapshot:
             tensors += tensors_of_state(list(self.state.values()))
             self.groups = [copied(group) for group in optimizer.param_groups]
         self.schedule = None if scheduler is None else copied(vars(scheduler))
-        self.tensors = [(tensor, tensor.detach().clone()) for tensor in tensors]
+        self.tensors, self.kept = tensors, None
         self.modules = [
             (m, m.training, {name: getattr(m, name).copy() for name in HOOKS if hasattr(m, name)}, dict(vars(m)))
             for m in model.modules()
         ]
         self.around = Around()
 
-    def restore(self, tensors: bool = True) -> None:
-        """Put everything back. tensors=False where nothing can have written to them: comparing all of them is slow."""
-        if tensors:
+    def protect(self) -> None:
+        """Copy the tensors as they are now, until they have been given back."""
+        if self.kept is None:
+            self.kept = [tensor.detach().clone() for tensor in self.tensors]
+
+    def restore(self) -> None:
+        """Put everything back."""
+        if self.kept is not None:
             with torch.no_grad():
-                for tensor, value in self.tensors:
+                for tensor, value in zip(self.tensors, self.kept, strict=True):
                     if not torch.equal(tensor, value):
                         tensor.copy_(value)
+            self.kept = None
         for parameter, grad, requires_grad in self.parameters:
             parameter.grad = grad
             parameter.requires_grad_(requires_grad)
@@ -113,6 +119,7 @@ class Around:
 def restored(model: nn.Module) -> Iterator[None]:
     """Inside, anything may happen to the model; after, it is what it was."""
     snapshot = Snapshot(model)
+    snapshot.protect()
     try:
         yield
     finally:

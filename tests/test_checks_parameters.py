@@ -363,7 +363,9 @@ def in_sequence(self):
 
 
 @pytest.mark.parametrize(
-    ("wire", "layers"), [(multiplied, 3), (multiplied_in_a_list, 3), (in_sequence, 4)], ids=lambda x: str(x)
+    ("wire", "layers"),
+    [(multiplied, 3), (multiplied_in_a_list, 3), (in_sequence, 4)],
+    ids=lambda x: getattr(x, "__name__", str(x)),
 )
 def test_one_layer_listed_many_times_is_found(wire, layers):
     (finding,) = asked("shared-layers", Toy(wire)).findings

@@ -68,7 +68,7 @@ def test_the_demo_shows_every_finding_broken_and_repaired(demo):
 
 def test_the_demo_draws_its_figures_and_names_the_notebooks(demo):
     result, out = demo
-    assert {path.name for path in out.iterdir()} >= {"fault_matrix.svg", "lost_dropout.svg"}
+    assert {path.name for path in out.iterdir()} >= {"review_matrix.svg", "lost_dropout.svg"}
     for name in ("00_start_here", "01_padding_crash", "02_attending_to_pads", "03_stuck_in_eval"):
         assert f"notebooks/{name}.ipynb" in result.stdout
 

@@ -97,14 +97,21 @@ def test_a_language_model_that_is_given_no_mask_reads_its_left_pads():
 def test_no_finding_on_hugging_face_translators(kind):
     batch = pairs_batch()
     batch = {**with_mask(batch["src"]), "decoder_input_ids": batch["tgt"], "labels": batch["labels"]}
-    subject = Subject(
-        hugging_face(kind), batch, generate=lambda model, batch: model.generate(batch["input_ids"], max_new_tokens=2)
-    )
-    report = lab.diagnose(subject)
+    report = lab.diagnose(hugging_face(kind), batch)
     assert found(report) <= {("generates-with-dropout", "P3")}, report.text()
     # True, and harmless: without decoder_attention_mask the decoder reads its pads; their masks are large negatives;
     # BART's positions count the pads; a mean over no label is 0 / 0.
     assert noted(report) <= {"attends-to-pads", "fully-masked-row", "padding-amount", "all-ignored-batch"}
+
+
+def test_a_translator_whose_generate_is_given_no_mask_reads_the_pads_of_its_source():
+    batch = pairs_batch()
+    subject = Subject(
+        hugging_face("bart"),
+        {**with_mask(batch["src"]), "labels": batch["labels"]},
+        generate=lambda model, batch: model.generate(batch["input_ids"], max_new_tokens=2),
+    )
+    assert found(lab.diagnose(subject, only=["batched-equals-alone"])) == {("batched-equals-alone", "P2")}
 
 
 def test_a_batch_of_labels_alone_is_enough_for_an_encoder_decoder():

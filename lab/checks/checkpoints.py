@@ -49,7 +49,7 @@ def checkpoint_has_config(probe: Probe) -> Iterator[Finding]:
         return
     where = Where.of(subject.load)
     try:
-        probe.shared.touched = True  # by a load that fills the model in use
+        probe.at_risk()  # by a load that fills the model in use
         seed_all(123)  # what the checkpoint does not fill shall not be by chance what it was
         loaded = subject.load(subject.checkpoint)
     except Exception as error:

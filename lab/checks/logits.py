@@ -209,6 +209,7 @@ def initial_loss(probe: Probe) -> Iterator[Finding]:
 
 def fresh(probe: Probe) -> nn.Module:
     """A model from build(), in eval mode on the CPU. Raises Missing where it fails."""
+    probe.at_risk()  # by a build that gives the model in use
     try:
         model, *_ = probe.subject.build()
         return model.cpu().eval()

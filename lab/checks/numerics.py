@@ -113,7 +113,9 @@ def precision_drift(probe: Probe) -> Iterator[Finding]:
 
     with Lookups(rounded):
         explained = float((probe.logits(model, batch) - logits).abs().max())
-    expected, model = logits, probe.copy()
+    expected = logits
+    del model  # two copies at once would take too much memory
+    model = probe.copy()
     with torch.no_grad(), traced(model) as trace:
         try:
             own = subject.logits(model, clone(batch)).double()

@@ -225,6 +225,7 @@ def optimizer_coverage(probe: Probe) -> Iterator[Finding]:
 
 def built(probe: Probe) -> tuple[nn.Module, Any, Any]:
     """A fresh (model, optimizer, scheduler) by `build`. Raises Missing where it fails."""
+    probe.at_risk()  # by a build that gives the model in use
     try:
         made = tuple(probe.subject.build())
     except Exception as error:

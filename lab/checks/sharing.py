@@ -113,7 +113,7 @@ def is_tokens(probe: Probe, batch: Any, ids: Tensor) -> bool:
 def reloaded(probe: Probe) -> nn.Module | None:
     """What `load` makes of the checkpoint, in eval mode on the CPU; None where it fails (checkpoint-has-config)."""
     try:
-        probe.shared.touched = True  # by a load that fills the model in use
+        probe.at_risk()  # by a load that fills the model in use
         seed_all(123)
         loaded = probe.subject.load(probe.subject.checkpoint)
         usable = isinstance(loaded, nn.Module) and loaded is not probe.subject.model
