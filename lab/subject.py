@@ -206,7 +206,10 @@ class Subject:
         for stream, ids in names.items():
             if ids is None:
                 continue
-            mask = next((k for k in MASKS[stream] if k in keys and k not in taken), None)
+            # A mask over queries and keys is another thing: see Probe.square_masks.
+            like = tensors_of(self.batch)
+            fits = [k for k in MASKS[stream] if ids in like and k in like and like[k].shape == like[ids].shape]
+            mask = next((k for k in fits if k not in taken), None)
             taken.add(mask)
             streams[stream] = (ids, mask)
         return streams
