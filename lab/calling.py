@@ -169,3 +169,10 @@ def replaced(batch: Any, changes: dict[Any, Any]) -> Any:
     if isinstance(batch, Mapping):
         return {**batch, **changes}
     return tuple(changes.get(i, value) for i, value in enumerate(batch))
+
+
+def contents(batch: Any) -> tuple:
+    """What tells two batches apart."""
+    return tuple(
+        (str(key), str(t.dtype), tuple(t.shape), tuple(t.flatten().tolist())) for key, t in tensors_of(batch).items()
+    )

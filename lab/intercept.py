@@ -6,7 +6,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,73 +15,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from . import instruments
+from .readings import Attention, Origin
 from .report import Where
 
 PRODUCTS = ("matmul", "rmatmul", "bmm", "einsum", "baddbmm")
 NORMS = ("layer_norm", "rms_norm", "group_norm", "batch_norm", "normalize")
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a tensor comes from: the last projection, a product of two projections (scores), or weights of values.
-
-    kind: "projection", "scores", "weights" or "out". before, after: the numbers that multiplied it before and since the
-    product. clear: False where something other than a number scaled it, such as a norm. chosen: whether a number did.
-    float32: whether it was cast to that. blocked: the masks put on the scores, True = blocked, each with how.
-    attention: what it belongs to, from the product on.
-    """
-
-    kind: str
-    where: Where
-    before: float = 1.0
-    after: float = 1.0
-    width: int = 0
-    clear: bool = True
-    chosen: bool = False
-    float32: bool = False
-    blocked: tuple[tuple[str, Tensor], ...] = ()
-    attention: Attention | None = None
-
-
-@dataclass
-class Attention:
-    """One softmax over scores, or one call of scaled_dot_product_attention.
-
-    module: the name of the innermost module around it. width: the size over which query and key are contracted.
-    before, after: the numbers that the product was multiplied by, before it (as in a scaled query) and after it.
-    clear: whether these are all that scaled it. chosen: whether a scale was written, be it 1. float32: whether query
-    and key were cast to that. norms: of query and key, without `before`. blocked: (how, mask) of each mask on the
-    scores, True = blocked. query, key, value: as given, where seen. weights: after the softmax, over axis dim. used,
-    axis: what meets the values, and the axis that is summed then. out: what comes of it. merged: what the next
-    projection is given. made: where query, key and value were last worked on.
-    """
-
-    module: str
-    where: Where
-    fused: bool = False
-    width: int = 0
-    before: float = 1.0
-    after: float = 1.0
-    clear: bool = True
-    chosen: bool = False
-    float32: bool = False
-    norms: tuple[float, float] = (0.0, 0.0)
-    blocked: tuple[tuple[str, Tensor], ...] = ()
-    query: Tensor | None = None
-    key: Tensor | None = None
-    value: Tensor | None = None
-    weights: Tensor | None = None
-    dim: int = -1
-    used: Tensor | None = None
-    axis: int = -1
-    out: Tensor | None = None
-    merged: Tensor | None = None
-    merged_where: Where | None = None
-    made: dict[str, Where] = field(default_factory=dict)
-
-    @property
-    def scale(self) -> float:
-        return self.before * self.after
 
 
 def number(value: Any) -> float | None:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .calling import Missing, clone, find_logits, replaced, tensors_of
+from .calling import Missing, clone, contents, find_logits, replaced, tensors_of
 from .instruments import Trace, traced
+from .readings import Dependency, Teaching
 from .report import Finding
 from .spelling import attend_to, respelled
 from .subject import Subject
@@ -32,51 +33,6 @@ class Shared:
     precise: dict[Any, tuple[nn.Module, float]] = field(default_factory=dict)
     versions: list[int] = field(default_factory=list)
     made: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Dependency:
-    """How far changing one token moves each position: by[j, t] is the largest change of a logit at t (T), float.
-
-    by: (T or S, T), changes of the token at j. noise: the same between two rows that are equal. scale: the largest
-    change of all. A change counts where it is above `floor`.
-    """
-
-    by: Tensor
-    noise: float
-    scale: float
-    relative: float
-
-    @property
-    def floor(self) -> float:
-        return max(self.relative * self.scale, 10 * self.noise)
-
-    def seen(self) -> Tensor:
-        """(T or S, T): whether position t depends on token j."""
-        return self.by > self.floor
-
-
-@dataclass
-class Teaching:
-    """What the loss trains on one batch, read off its gradient g (B, T, V) with respect to the logits (B, T, V).
-
-    counts (B, T): where g is not zero. targets (B, T): the token that the loss pulls up there; -1 where it does none.
-    ids (B, T): what the (decoder's) model was fed.
-    """
-
-    logits: Tensor
-    gradient: Tensor
-    loss: float
-    ids: Tensor
-
-    @property
-    def counts(self) -> Tensor:
-        return self.gradient.abs().amax(-1) > 0
-
-    @property
-    def targets(self) -> Tensor:
-        least = self.gradient.min(-1)
-        return least.indices.masked_fill(~(least.values < 0), -1)
 
 
 class Probe:
@@ -383,13 +339,6 @@ class Probe:
         check = self.check
         details.setdefault("repair", check.repair)
         return Finding(check.id, severity or check.severity, message, lesson=check.lesson, **details)
-
-
-def contents(batch: Any) -> tuple:
-    """What tells two batches apart."""
-    return tuple(
-        (str(key), str(t.dtype), tuple(t.shape), tuple(t.flatten().tolist())) for key, t in tensors_of(batch).items()
-    )
 
 
 def same_share(a: Tensor, b: Tensor, ignored: int) -> float:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..calling import Missing, replaced
 from ..instruments import forward_of
-from ..intercept import Attention, attentions
+from ..intercept import attentions
 from ..probe import LENGTH, ROWS, Probe
+from ..readings import Attention
 from ..report import Finding
 from .base import check
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..calling import Missing, replaced, tensors_of
-from ..probe import Probe, Teaching
+from ..probe import Probe
+from ..readings import Teaching
 from ..subject import Subject
 
 # Positions of the user's batch that are looked at: enough to tell, and on a GPT-2 of 124M parameters under a second.
