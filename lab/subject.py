@@ -100,6 +100,9 @@ class Subject:
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise TypeError(f"model is a {type(self.model).__name__}; give a torch.nn.Module.")
+        self.model = getattr(self.model, "_orig_mod", self.model)  # torch.compile's; each new shape would be compiled
+        if any(tensor.is_meta for tensor in (*self.model.parameters(), *self.model.buffers())):
+            raise ValueError("the model is on the meta device and has no weights; load or initialise it on another.")
         if self.batch is None and self.collate is not None and self.examples is not None:
             self.batch = self.collate(self.examples)
         if isinstance(self.batch, Tensor):
@@ -111,10 +114,12 @@ class Subject:
         self.name = self.name or type(self.model).__name__
         self.add_decoder_ids()
         keys = self.keys()
+        tensors = [] if self.batch is None else list(tensors_of(self.batch))
         if self.labels_key is None:
-            self.labels_key = next((k for k in LABELS if k in keys), 1 if self.is_tuple(2) else None)
+            second = 1 if self.is_tuple(2) and 1 in tensors else None
+            self.labels_key = next((k for k in LABELS if k in tensors), second)
         if self.streams is None:
-            self.streams = self.find_streams(keys)
+            self.streams = self.find_streams(tensors)
         for ids, mask in self.streams.values():
             for key in (ids, mask):
                 if key is not None and self.batch is not None and key not in keys:
@@ -200,7 +205,7 @@ class Subject:
                 "source": next((k for k in SOURCE if k in keys), None)
             }  # it makes its decoder inputs of the labels
         else:
-            names = {"target": next((k for k in CAUSAL if k in keys), 0 if self.is_tuple(1) else None)}
+            names = {"target": next((k for k in CAUSAL if k in keys), 0 if 0 in keys else None)}
         taken: set[Any] = set()
         streams = {}
         for stream, ids in names.items():
@@ -248,11 +253,11 @@ class Subject:
             return self.forward(model, batch)
         found = find_logits(call(model, batch))
         length = self.length(batch)
-        if found is None or (length not in (None, 1) and found.size(1) == 1):
+        if found is None or (length not in (None, 1) and found.dim() == 3 and found.size(1) == 1):
             # Some give logits only without targets, others those of the last position alone unless given targets.
             other = find_logits(call(model, self.with_or_without_labels(batch)))
             found = found if other is None else other
-        if found is None:
+        if found is None or found.dim() != 3:
             raise Missing("no logits (B, T, V) in the model's output: give forward=lambda model, batch: logits")
         if length is not None and found.size(1) == 1 < length:
             raise Missing("logits of the last position alone: give forward=lambda model, batch: logits of all")

@@ -6,7 +6,7 @@ import random
 import numpy
 import pytest
 import torch
-from foreign import EOS, PAD, NanoGPT, TorchTransformer, hugging_face, pairs_batch
+from foreign import EOS, PAD, VOCAB, NanoGPT, TorchTransformer, hugging_face, pairs_batch
 from torch import nn
 
 import lab
@@ -450,3 +450,40 @@ def test_each_attention_of_a_hugging_face_translator_without_its_mask_is_named(k
     batch = pairs_batch()
     report = lab.diagnose(hugging_face(kind), {"input_ids": batch["src"], "decoder_input_ids": batch["tgt"]})
     assert [finding.evidence["module"] for finding in report.by_check("attends-to-pads")] == modules
+
+
+IDS = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 12, 13, 14]])
+
+
+@pytest.mark.parametrize("change", [nn.Module.bfloat16, lambda model: torch.compile(model, backend="eager")])
+def test_neither_half_precision_nor_compilation_is_a_fault(change):
+    report = lab.diagnose(change(hugging_face("llama")), with_mask(IDS) | {"labels": IDS})
+    assert not found(report) and {"backend-parity", "sees-the-future", "stuck-in-eval"} <= set(report.passed)
+
+
+class Classifier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(VOCAB, 8), nn.Linear(8, 2)
+
+    def forward(self, input_ids):
+        return self.head(self.table(input_ids).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "batch"),
+    [
+        (Classifier(), {"input_ids": IDS, "labels": torch.tensor([0, 1])}),
+        (NanoGPT(), {"idx": IDS.tolist()}),
+        (nn.Linear(3, 3), torch.randn(2, 3)),
+    ],
+    ids=["a classifier", "lists for tensors", "no transformer at all"],
+)
+def test_what_is_no_language_model_is_skipped(model, batch):
+    report = lab.diagnose(model, batch, skip=["stuck-in-eval", "half-repaired-mode"])
+    assert not found(report) and {"sees-the-future", "attends-to-pads"} <= set(report.skipped)
+
+
+def test_a_model_without_weights_is_refused():
+    with pytest.raises(ValueError, match="meta device"):
+        lab.diagnose(NanoGPT().to("meta"), (IDS, IDS))
