@@ -218,11 +218,15 @@ class Report:
         if self.known:
             lines.append("Known, and accepted by the baseline:")
             lines += [f"     [{f.severity}] {f.sentence} ({f.check})" for f in self.known] + [""]
+        hanging = {"subsequent_indent": "  ", "break_on_hyphens": False}
         if self.passed:
-            lines.append(
-                fill(f"Passed: {', '.join(self.passed)}.", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-            )
-        lines += [f"Skipped {name}: {why}" for name, why in self.skipped.items()]
+            lines.append(fill(f"Passed: {', '.join(self.passed)}.", WIDTH, **hanging))
+        reasons: dict[str, list[str]] = {}
+        for name, why in self.skipped.items():
+            reasons.setdefault(why, []).append(name)
+        for why, names in reasons.items():
+            skipped = f"Skipped {', '.join(names)}: {why}"
+            lines.append(skipped if len(names) == 1 else fill(skipped, WIDTH, **hanging))
         lines += [f"ERROR in {name} (a bug of this tool, please report it): {why}" for name, why in self.errors.items()]
         return "\n".join(lines).rstrip() + "\n"
 
