@@ -82,7 +82,7 @@ class Probe:
 
         Raises Missing where neither takes the batch.
         """
-        torch.backends.mha.set_fastpath_enabled(False)  # it skips the masked positions of a padded batch; see restored
+        torch.backends.mha.set_fastpath_enabled(False)  # it skips the masked positions of a padded batch; see Around
         name, problem = ("passes", contents(batch)), ""
         if name in self.shared.made:
             dtype, noise = self.shared.made[name]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy
@@ -113,14 +111,3 @@ class Around:
         random.setstate(self.states[2])
         if self.cuda is not None:
             torch.cuda.set_rng_state_all(self.cuda)
-
-
-@contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Inside, anything may happen to the model; after, it is what it was."""
-    snapshot = Snapshot(model)
-    snapshot.protect()
-    try:
-        yield
-    finally:
-        snapshot.restore()

@@ -99,7 +99,7 @@ def residual(probe: Probe) -> Iterator[Finding]:
             for parameter in block.parameters():
                 if parameter.dim() >= 2:
                     parameter.zero_()
-    torch.backends.mha.set_fastpath_enabled(False)  # it skips the masked positions of a padded batch; see restored
+    torch.backends.mha.set_fastpath_enabled(False)  # it skips the masked positions of a padded batch; see Around
     (logits, before), (changed, after) = probe.trace(bare, batch), probe.trace(bare, other)
     numbered, asked, lost = {name for name, _ in blocks(bare)}, 0, []
     for (name, _, ins, outs), (_, _, ins2, outs2) in zip(before.calls, after.calls, strict=False):
