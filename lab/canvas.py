@@ -1,17 +1,11 @@
-"""What the figures are made of: one style, grids of marked cells on one canvas, and figures as bytes."""
+"""What every picture is drawn with: two themes, colours that all can tell apart, measured text, stable bytes."""
 
 from __future__ import annotations
 
-import base64
-import csv
 import functools
-import html
-import inspect
 import io
-import itertools
-import sys
-import textwrap
-from collections.abc import Callable, Sequence
+import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +14,10 @@ import matplotlib.style
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
-from torch import Tensor
 
-INK, GREY = "#1a1a1a", "#8a8a8a"
+# Okabe and Ito's colours, which people of every colour vision can tell apart.
 ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
-CURVES = [(BLUE, "-", "o"), (VERMILLION, "--", "s"), (GREEN, "-.", "^"), (PURPLE, ":", "D"), (INK, "-", "v")]
 FONT = "DejaVu Sans"  # matplotlib brings it along, so every machine draws the same
 STYLE = {
     "font.family": FONT,
@@ -40,14 +31,83 @@ STYLE = {
     "svg.hashsalt": "lab",
     "svg.fonttype": "path",  # an <img> loads no font: as text, labels would move wherever DejaVu Sans is missing
 }
-styled = matplotlib.style.context(["default", STYLE])  # a decorator here: the caller's own style must not matter
 WIDTH = 9.0  # inches: a notebook's page
-MAX_SVG = 300_000  # bytes: show() sends a larger figure as PNG
 
 
-def tint(colour: str, strength: float) -> str:
-    """The colour mixed with white."""
-    return to_hex([1 - strength * (1 - part) for part in to_rgb(colour)])
+@dataclass(frozen=True)
+class Theme:
+    """The colours of the page. Marks keep theirs, mixed with the paper."""
+
+    name: str
+    paper: str
+    ink: str
+    grey: str
+
+    def tint(self, colour: str, strength: float) -> str:
+        """The colour mixed with the paper; "grey" and "ink" are the theme's own."""
+        colour = {"grey": self.grey, "ink": self.ink}.get(colour, colour)
+        return mix(self.paper, colour, strength)
+
+    def style(self) -> AbstractContextManager[None]:
+        """matplotlib's settings for this page, whatever the caller's own are."""
+        ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+        paper = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+        page = dict.fromkeys(ink, self.ink) | dict.fromkeys(paper, self.paper) | {"grid.color": self.tint("grey", 0.4)}
+        return matplotlib.style.context(["default", STYLE, page])
+
+    @property
+    def lines(self) -> list[tuple[str, str, str]]:
+        """(colour, dash, mark) of each curve in turn."""
+        colours = [self.readable(colour) for colour in (BLUE, VERMILLION, GREEN, PURPLE)] + [self.ink]
+        return list(zip(colours, ("-", "--", "-.", ":", "-"), "os^Dv", strict=True))
+
+    def readable(self, colour: str) -> str:
+        """The colour, made lighter on dark paper until a thin line of it is seen (3 : 1, WCAG 1.4.11)."""
+        towards = "#ffffff" if luminance(self.paper) < 0.5 else "#000000"
+        for step in range(11):
+            mixed = to_hex(
+                [(1 - step / 10) * a + step / 10 * b for a, b in zip(to_rgb(colour), to_rgb(towards), strict=True)]
+            )
+            if contrast(mixed, self.paper) >= 3:
+                return mixed
+        return towards
+
+
+THEMES = {
+    "light": Theme("light", "#ffffff", "#1a1a1a", "#8a8a8a"),
+    "dark": Theme("dark", "#1b1b1b", "#f0f0f0", "#9c9c9c"),
+}
+
+
+def theme(name: str | None = None) -> Theme:
+    """The theme of that name; None is the one that LAB_THEME names, or light. Raises ValueError for another name."""
+    name = name or os.environ.get("LAB_THEME") or "light"
+    if name not in THEMES:
+        raise ValueError(f"theme is {name!r}; the themes are {', '.join(THEMES)} (the default is LAB_THEME, or light).")
+    return THEMES[name]
+
+
+def mix(one: str, other: str, share: float) -> str:
+    """Of two colours, `share` of the other."""
+    return to_hex([(1 - share) * a + share * b for a, b in zip(to_rgb(one), to_rgb(other), strict=True)])
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, 0 to 1 (WCAG 2.2)."""
+    parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast of two colours, 1 to 21 (WCAG 2.2)."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@functools.lru_cache(4096)
+def ink_on(fill: str) -> str:
+    """Black or white, whichever is read better on the colour."""
+    return max(("#000000", "#ffffff"), key=lambda ink: contrast(ink, fill))
 
 
 @functools.cache
@@ -55,6 +115,7 @@ def glyphs() -> frozenset[int]:
     return frozenset(get_font(findfont(FONT)).get_charmap())
 
 
+@functools.lru_cache(4096)
 def readable(text: str) -> str:
     """The text on one line, with escapes for what has no glyph."""
     return "".join(c if c.isprintable() and ord(c) in glyphs() else c.encode("unicode_escape").decode() for c in text)
@@ -72,6 +133,7 @@ def number(value: float, _: Any = None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
+@functools.lru_cache(4096)
 def fit(text: str, width: float, size: float) -> str:
     """The readable text, cut so that it takes at most `width` inches."""
     text = readable(text)
@@ -82,166 +144,15 @@ def fit(text: str, width: float, size: float) -> str:
     return f"{text}…"
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What stands in a cell. name: its meaning, for the legend. note: more about it, for the table."""
-
-    text: str = ""
-    fill: str = "#ffffff"
-    hatch: str = ""
-    frame: str = ""
-    ink: str = INK
-    name: str = ""
-    note: str = ""
-
-    @property
-    def empty(self) -> bool:
-        return not (self.text or self.hatch or self.frame) and self.fill == "#ffffff"
-
-    def draw(self, axes: Any, x: float, y: float, width: float, height: float) -> None:
-        how = {"facecolor": self.fill, "edgecolor": GREY, "hatch": self.hatch, "linewidth": 0.7, "clip_on": False}
-        axes.add_patch(Rectangle((x, y), width, height, **how))
-        if self.frame:
-            how |= {"facecolor": "none", "edgecolor": self.frame, "hatch": "", "linewidth": 2.2}
-            axes.add_patch(Rectangle((x + 0.02, y + 0.02), width - 0.04, height - 0.04, **how))
-        size = 11 if width >= 0.36 else 8
-        behind = {"facecolor": self.fill, "edgecolor": "none", "pad": 0.8} if self.hatch and self.text != "·" else None
-        how = {"size": 17 if self.text == "·" else size, "color": self.ink, "bbox": behind, "ha": "center"}
-        write(axes, x + width / 2, y + height / 2, fit(self.text, width - 0.05, size), **how)
-
-
-def write(axes: Any, x: float, y: float, text: str, size: float = 10, **how: Any) -> None:
-    axes.text(x, y, readable(text), **{"size": size, "va": "center_baseline", "parse_math": False, **how})
-
-
-@dataclass
-class Grid:
-    """Rows of cells with labels. cell: the least width of one in inches. rule: how many rows stand over the line."""
-
-    cells: list[list[Cell]]
-    rows: Sequence[str]
-    columns: Sequence[str]
-    title: str = ""
-    caption: tuple[str, ...] = ()
-    cell: float = 0.36
-    rule: int = 0
-
-    def measure(self, room: float) -> None:
-        """Shorten labels and settle all sizes, in inches, for `room` inches of width."""
-        self.short_rows = [fit(label, 2.4, 10) for label in self.rows]
-        self.short_columns = [fit(label, 1.7, 10) for label in self.columns]
-        self.left = max(width_of(label, 10) for label in self.short_rows) + 0.12
-        label = max(width_of(label, 10) for label in self.short_columns)
-        widest = max(width_of(cell.text, 11) for row in self.cells for cell in row) + 0.2
-        count = len(self.columns)
-        self.width = max(0.26, min(max(self.cell, widest), 1.1, (room - self.left) / count))
-        self.height = min(self.width, 0.36)
-        self.turned = label > self.width - 0.06
-        self.wide, self.high = self.width * count, self.height * len(self.cells)
-        heading = textwrap.wrap(self.title, int(max(self.left + self.wide, min(room, 4.5)) / 0.1))
-        caption = "    ".join(self.caption)
-        captions = [caption] if width_of(caption, 10) <= room else self.caption
-        self.lines = [(line, 12, "bold") for line in heading] + [(line, 10, "normal") for line in captions if line]
-        self.top = 0.26 * len(self.lines) + (label + 0.16 if self.turned else 0.28)
-        self.span = max([self.left + self.wide, *(width_of(line, size) * 1.1 for line, size, _ in self.lines)])
-
-    def draw(self, axes: Any, x: float, y: float) -> None:
-        """x, y: where the first cell begins."""
-        for at, (line, size, weight) in enumerate(self.lines):
-            write(axes, x - self.left, y - self.top + 0.1 + 0.26 * at, line, size, weight=weight)
-        how = {"rotation": 90, "va": "bottom"} if self.turned else {"va": "baseline"}
-        for at, label in enumerate(self.short_columns):
-            write(axes, x + self.width * (at + 0.5), y - 0.08, label, ha="center", **how)
-        if any(cell.empty for row in self.cells for cell in row):
-            lines = {"color": GREY, "linewidth": 0.7, "clip_on": False}  # one path for all, to keep files small
-            axes.hlines([y + self.height * at for at in range(len(self.cells) + 1)], x, x + self.wide, **lines)
-            axes.vlines([x + self.width * at for at in range(len(self.columns) + 1)], y, y + self.high, **lines)
-        for down, (label, row) in enumerate(zip(self.short_rows, self.cells, strict=True)):
-            write(axes, x - 0.08, y + self.height * (down + 0.5), label, ha="right")
-            for at, cell in enumerate(row):
-                if not cell.empty:
-                    cell.draw(axes, x + self.width * at, y + self.height * down, self.width, self.height)
-        if self.rule:
-            axes.plot([x - self.left, x + self.wide], [y + self.height * self.rule] * 2, color=INK, clip_on=False)
-
-
-@styled
-def compose(grids: Sequence[Grid], across: int = 1) -> Figure:
-    """Grids, `across` side by side, over one legend, on one canvas in inches from the top left."""
-    figure = Figure(facecolor="white")
-    figure.set_label(grids[0].title)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    for grid in grids:
-        grid.measure((WIDTH - 0.3 * (across - 1)) / across)
-    lefts = [max(grid.left for grid in grids[at::across]) for at in range(across)]
-    wide, y = 4.5, 0.0
-    for first in range(0, len(grids), across):
-        line = grids[first : first + across]
-        x, y = 0.0, y + max(grid.top for grid in line)
-        for grid, left in zip(line, lefts, strict=False):
-            grid.draw(axes, x + left, y)
-            x += max(left + grid.wide, grid.span) + 0.3
-        wide, y = max(wide, x - 0.3), y + max(grid.high for grid in line) + 0.25
-    legend: dict[str, Cell] = {}
-    for cell in itertools.chain.from_iterable(row for grid in grids for row in grid.cells):
-        legend.setdefault(cell.name, cell)
-    legend.pop("", None)
-    x = 0.0
-    for name, cell in legend.items():
-        swatch = max(0.42, width_of(cell.text, 11) + 0.2)
-        needed = swatch + width_of(name, 10) + 0.36
-        x, y = (0.0, y + 0.38) if x and x + needed - 0.28 > wide else (x, y)
-        cell.draw(axes, x, y, swatch, 0.28)
-        write(axes, x + swatch + 0.08, y + 0.14, name)
-        x += needed
-    high = y + 0.3 if legend else y - 0.25
-    figure.set_size_inches(wide, high)
-    axes.set(xlim=(0, wide), ylim=(high, 0))
-    return figure
-
-
-def check_labels(name: str, values: Tensor, rows: Sequence, columns: Sequence, of: tuple[str, str]) -> None:
-    """Raises ValueError unless values is (rows, columns) and holds something."""
-    if values.dim() != 2 or not values.numel():
-        raise ValueError(f"{name} has shape {tuple(values.shape)}; a picture needs two dimensions, none of them 0.")
-    for kind, size, given, what in zip(("rows", "columns"), values.shape, (rows, columns), of, strict=True):
-        if size != len(given):
-            raise ValueError(f"{name} has {size} {kind}, but {len(given)} {what} are given; give one for each.")
-
-
-def table(grids: Sequence[Grid]) -> bytes:
-    """The data behind the picture as CSV, a line for each cell."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["panel", "row", "column", "cell", "meaning", "note"])
-    for grid in grids:
-        for row, cells in zip(grid.rows, grid.cells, strict=True):
-            for column, cell in zip(grid.columns, cells, strict=True):
-                writer.writerow([grid.title, row, column, cell.text, cell.name, cell.note])
-    return text.getvalue().encode()
-
-
-def drawn(make: Callable[..., Grid]) -> Callable[..., Figure]:
-    """A function that makes a grid -> one that draws it; `.grid` is the first, to put several on one figure."""
-
-    @functools.wraps(make)
-    def draw(*args: Any, **how: Any) -> Figure:
-        return compose([make(*args, **how)])
-
-    draw.grid = make
-    draw.__signature__ = inspect.signature(make).replace(return_annotation="Figure")
-    return draw
-
-
-@styled
 def render(figure: Figure, form: str) -> bytes:
     """The figure as "svg" or "png": the same bytes every time, without date and version."""
     metadata = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
     if figure.get_label():
         metadata["Title"] = figure.get_label()
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, dpi=144, bbox_inches="tight", pad_inches=0.12, metadata=metadata)
+    with matplotlib.style.context(["default", STYLE]):
+        how = {"dpi": 144, "bbox_inches": "tight", "pad_inches": 0.12, "facecolor": figure.get_facecolor()}
+        figure.savefig(buffer, format=form, metadata=metadata, **how)
     return buffer.getvalue()
 
 
@@ -252,29 +163,3 @@ def put(path: Path, content: bytes) -> Path:
     except OSError as error:
         raise OSError(f"cannot write {path} ({error.strerror}); choose a folder that can be written.") from error
     return path
-
-
-def save(figure: Figure, path: str | Path) -> Path:
-    """Write the figure as .svg or .png. Raises ValueError for another suffix, OSError where it cannot be written."""
-    path = Path(path)
-    if path.suffix not in (".svg", ".png"):
-        raise ValueError(f"{path} ends in {path.suffix!r}; a figure is saved as .svg or .png.")
-    return put(path, render(figure, path.suffix[1:]))
-
-
-def show(figure: Figure, alt: str) -> None:
-    """In a notebook, display the figure with its alt text; elsewhere print that. A figure of pyplot's is closed."""
-    if not alt.strip():
-        raise ValueError("alt is empty; say in a sentence what the picture shows.")
-    ipython = sys.modules.get("IPython")
-    if ipython is not None and hasattr(ipython.get_ipython(), "kernel"):
-        kind, content = "svg+xml", render(figure, "svg")
-        if len(content) > MAX_SVG:
-            kind, content = "png", render(figure, "png")
-        source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-        image = f'<img alt="{html.escape(alt)}" src="{source}" style="max-width:100%">'
-        ipython.display.display({"text/html": image, "text/plain": alt}, raw=True)
-    else:
-        print(alt)
-    if pyplot := sys.modules.get("matplotlib.pyplot"):
-        pyplot.close(figure)

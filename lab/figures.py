@@ -1,32 +1,37 @@
-"""The committed figures: what is on each, its alt text, and how all of them are drawn again."""
+"""The committed figures: what is computed for each, the CSV that holds it, and the picture drawn from that alone."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from . import faults, labels, masks, matrix
-from .canvas import Grid, compose, put, save, table
-from .data import translation
+from . import draw, faults, labels, masks, matrix
+from .attend import AXES
+from .attention import attend
+from .canvas import put
+from .data import SPECIAL_IDS, Translation, translation
 from .diagnosis import diagnose
-from .draw import attend_mask, batch_grid, fault_matrix, modes
-from .page import page
+from .faults.masks import infinite_fill, large_negative_fill
+from .grid_picture import GridPicture, from_csv
+from .language_model import LanguageModel
+from .looking import CAUSES
+from .page import lines_of, page
+from .picture import Picture
 from .report import Report
+from .seen import seen
 
 
-def matrix_grids() -> list[Grid]:
-    return [fault_matrix.grid(matrix.run())]
+def fault_matrix() -> GridPicture:
+    return draw.fault_matrix(matrix.run())
 
 
-def batch_grids() -> list[Grid]:
+def padded_batch() -> GridPicture:
     data, rows = translation(), [9, 19, 57, 10]
     healthy = data.batch("validation", rows)
     with faults.get("padding-crash").inject():
@@ -36,23 +41,87 @@ def batch_grids() -> list[Grid]:
         "decoder_input_ids, faulty: -100 is no row of the embedding": faulty["decoder_input_ids"],
         "decoder_input_ids, healthy: padding instead": healthy["decoder_input_ids"],
     }
-    return [batch_grid.grid(ids, [data.tokens(row) for row in ids], title=title) for title, ids in panels.items()]
+    return joined(draw.batch_grid(ids, [data.tokens(row) for row in ids], title=title) for title, ids in panels.items())
 
 
-def mask_grids() -> list[Grid]:
-    grids, pad_id = [], matrix.SPECIAL["pad_id"]
-    names = {0: "<s>", pad_id: "<pad>", 3: "Fermer", 4: "▁tous"}
-    for side, row in {"left": [1, 1, 0, 3, 4], "right": [0, 3, 4, 1, 1], "middle": [0, 3, 1, 1, 4]}.items():
-        ids, tokens = torch.tensor([row]), [names[index] for index in row]
-        both = masks.decoder(ids, pad_id)[0, 0]
-        real = masks.key_is_real(ids, pad_id)[0, 0].expand_as(both)
-        for name, mask in {"causal": masks.causal(len(row)), "key is real": real, "both": both}.items():
-            title = f"{side}-padded: {name}"
-            grids.append(attend_mask.grid(mask, tokens, tokens, title=title, pads=ids[0] == pad_id))
-    return grids
+def joined(pictures: Iterator[GridPicture], across: int = 1) -> GridPicture:
+    return GridPicture([grid for picture in pictures for grid in picture.grids], across=across)
 
 
-def mode_grid(title: str, fault: str | None) -> Grid:
+ROWS = {
+    "padded at the left": ["<pad>", "<pad>", "<s>", "Fermer", "▁tous"],
+    "padded at the right": ["<s>", "Fermer", "▁tous", "<pad>", "<pad>"],
+}
+
+
+def mask_conjunction() -> GridPicture:
+    """Self-attention for rows padded at either side, and cross-attention from the second to the first."""
+    pads = {name: [token == "<pad>" for token in row] for name, row in ROWS.items()}
+    steps = [draw.conjunction(row, pads[name], title=name) for name, row in ROWS.items()]
+    source = ["Close", "▁all", "</s>", "<pad>"]
+    target = ROWS["padded at the right"][:3]
+    steps.append(draw.conjunction(target, [token == "<pad>" for token in source], keys=source))
+    return joined(iter(steps), across=3)
+
+
+def fully_masked_row() -> GridPicture:
+    """A row padded at the left, where nothing may be attended from its first two positions, by three conventions."""
+    torch.manual_seed(0)
+    row = ROWS["padded at the left"]
+    ids = torch.tensor([[matrix.SPECIAL["pad_id"] if token == "<pad>" else 5 for token in row]])
+    allowed = masks.decoder(ids, matrix.SPECIAL["pad_id"])
+    query, key = torch.randn(2, 1, 1, len(row), 8)
+    conventions = {
+        "-inf, then softmax": infinite_fill,
+        "-1e9, then softmax": large_negative_fill,
+        "scaled_dot_product_attention": attend,
+    }
+    identity = torch.eye(len(row))[None, None]  # as values, so that the output is the weights
+    return joined(
+        (
+            draw.weights(how(query, key, identity, allowed)[0, 0], row, row, should=allowed, pads=[0, 1], title=name)
+            for name, how in conventions.items()
+        ),
+        across=3,
+    )
+
+
+def french(side: Literal["left", "right"]) -> tuple[LanguageModel, dict[str, Tensor], Translation]:
+    """A small language model as it is initialised, two French rows of unequal length, and the names of their ids."""
+    data = translation()
+    torch.manual_seed(0)
+    model = LanguageModel(data.config(d_model=32, num_heads=1, num_layers=1, d_ff=64))
+    texts = [target for _, target in data.examples("validation", [57, 19])]
+    return model, labels.collate_texts(texts, side=side, **SPECIAL_IDS), data
+
+
+def attends_to_pads() -> GridPicture:
+    """The shorter of two rows, at either side, with the fault and without."""
+    pictures = []
+    for side in ("left", "right"):
+        model, batch, tokens = french(side)
+        with faults.get("attends-to-pads").inject():
+            faulty = seen(model, batch, tokens=tokens)
+        title = f"padded at the {side}"
+        pictures.append(draw.compare(faulty, model, batch, row=1, tokens=tokens, title=title))
+    return joined(iter(pictures), across=3)
+
+
+def influence() -> GridPicture:
+    """What each token of a row changes, with the causal mask and without."""
+    model, batch, tokens = french("right")
+    healthy = draw.influence(model, batch, row=1, tokens=tokens, title="causal")
+    with faults.get("no-causal-mask").inject():
+        faulty = draw.influence(model, batch, row=1, tokens=tokens, title="without the causal mask")
+    return joined(iter((healthy, faulty)), across=2)
+
+
+def mode_timeline() -> GridPicture:
+    cases = {"healthy": None, "stuck in eval": "stuck-in-eval-transformer", "train() at the end": "train-at-the-end"}
+    return joined((timeline(title, fault) for title, fault in cases.items()), across=3)
+
+
+def timeline(title: str, fault: str | None) -> GridPicture:
     """A small translator with a frozen encoder, before, during and after evaluate()."""
     seen: dict[str, dict[str, bool]] = {}
     model = matrix.translator().model.train()
@@ -69,12 +138,7 @@ def mode_grid(title: str, fault: str | None) -> Grid:
     with faults.get(fault).inject() if fault else nullcontext():
         model.evaluate(batches())
     look("after")
-    return modes.grid(seen, title=title)
-
-
-def mode_grids() -> list[Grid]:
-    cases = {"healthy": None, "stuck in eval": "stuck-in-eval-transformer", "train() at the end": "train-at-the-end"}
-    return [mode_grid(title, fault) for title, fault in cases.items()]
+    return draw.timeline(seen, title=title)
 
 
 def report() -> Report:
@@ -86,60 +150,88 @@ def report() -> Report:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A committed figure: what makes its grids, its alt text, how many grids stand side by side."""
+class Sheet:
+    """A committed picture made of grids. compute() measures; alt: what it shows; how: caption, least and rule of it."""
 
-    grids: Callable[[], list[Grid]]
+    compute: Callable[[], GridPicture]
     alt: str
     across: int = 1
+    how: dict[str, Any] = field(default_factory=dict)
 
-    def draw(self) -> tuple[Figure, bytes]:
-        """The figure, and what stands in it as a table."""
-        grids = self.grids()
-        return compose(grids, self.across), table(grids)
+    def data(self) -> bytes:
+        return self.compute().csv()
+
+    def picture(self, data: bytes) -> Picture:
+        return GridPicture(from_csv(data, **self.how), self.alt, self.across)
 
 
 @dataclass(frozen=True)
-class Page:
-    """A committed report as a picture, and its findings as a table."""
+class Text:
+    """A committed report."""
 
-    report: Callable[[], Report]
+    compute: Callable[[], Report]
     alt: str
 
-    def draw(self) -> tuple[Figure, bytes]:
-        made, file = self.report(), io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["severity", "check", "follows", "message", "repair"])
-        writer.writerows([f.severity, f.check, f.follows, f.message, f.repair] for f in made.findings + made.notes)
-        return page(made), file.getvalue().encode()
+    def data(self) -> bytes:
+        return lines_of(self.compute())
+
+    def picture(self, data: bytes) -> Picture:
+        return page(data, self.alt)
 
 
-FIGURES = {
-    "fault_matrix": Picture(
-        matrix_grids,
+FIGURES: dict[str, Sheet | Text] = {
+    "fault_matrix": Sheet(
+        fault_matrix,
         "A table of faults against checks. The two healthy models trip no check; grey cells are checks that cannot be "
         "asked of a model, or that rest on one which fired. Each fault is caught by its own check, along the diagonal; "
         "what else fires is explained by the fault, and nothing fires without an explanation.",
+        how={"caption": ("↓ fault", "→ check"), "least": 0.26, "rule": len(matrix.SUBJECTS)},
     ),
-    "padded_batch": Picture(
-        batch_grids,
+    "padded_batch": Sheet(
+        padded_batch,
         "Four French rows of unequal length as three grids of tokens. The labels hold -100 after each </s>. The faulty "
         "decoder inputs still hold -100; the healthy ones hold padding there.",
+        how={"caption": ("→ position",), "least": 0.42},
     ),
-    "decoder_masks": Picture(
-        mask_grids,
-        "Nine attend masks: rows padded left, right and in the middle; the causal mask, the key-is-real mask and both. "
-        "The causal mask alone lets real tokens attend to padding at the left and in the middle; with padding at the "
-        "right only padding attends to padding.",
+    "mask_conjunction": Sheet(
+        mask_conjunction,
+        "Attend masks step by step: key padding, causal, and both, for a row padded at the left and one padded at the "
+        "right; and key padding alone for cross-attention. Key padding alone lets tokens see the future. The causal "
+        "mask alone lets real tokens see padding at the left; at the right only padding sees padding.",
         across=3,
+        how={"caption": AXES},
     ),
-    "mode_timeline": Picture(
-        mode_grids,
+    "fully_masked_row": Sheet(
+        fully_masked_row,
+        "Weights of a row padded at the left, by three conventions. From its first two positions nothing may be "
+        "attended: -inf gives NaN there, -1e9 gives every key the same weight, padding and the future included, "
+        "scaled_dot_product_attention gives zeros. The other rows are the same in all three.",
+        across=3,
+        how={"caption": AXES},
+    ),
+    "attends_to_pads": Sheet(
+        attends_to_pads,
+        "Attention weights of a row padded at the left and at the right: faulty, healthy, and the difference. Padded "
+        "at the left, every real token of the faulty model gives weight to padding. Padded at the right, only "
+        "padding's own rows do, and no weight of a real token differs.",
+        across=3,
+        how={"caption": AXES},
+    ),
+    "influence": Sheet(
+        influence,
+        "Which token changes the logits at which position, measured by changing each. With the causal mask: each "
+        "position depends on itself and on those before. Without it: also on those after, which are framed as leaks.",
+        across=2,
+        how={"caption": CAUSES},
+    ),
+    "mode_timeline": Sheet(
+        mode_timeline,
         "The modes of a model's parts before, during and after evaluate(), its encoder frozen in eval. Healthy: all as "
         "before. Stuck: all in eval after. With train() at the end: the frozen encoder wakes up in train mode.",
         across=3,
+        how={"least": 0.72},
     ),
-    "report": Page(
+    "report": Text(
         report,
         "The report of a translator with three faults: a causal mask that is one late, -100 left in the decoder's "
         "inputs on padded batches, and evaluate() and generate() that leave the model in eval. Each finding has "
@@ -148,11 +240,22 @@ FIGURES = {
 }
 
 
-def write(name: str, out: Path) -> list[Path]:
-    """Draw one committed figure into a folder: an SVG, and a CSV of what stands in it."""
-    figure, content = FIGURES[name].draw()
-    return [save(figure, Path(out) / f"{name}.svg"), put(Path(out) / f"{name}.csv", content)]
+def compute(name: str, out: Path) -> Path:
+    """Measure again what stands on a figure: out/data/NAME.csv."""
+    return put(Path(out) / "data" / f"{name}.csv", FIGURES[name].data())
 
 
-def write_all(out: Path) -> list[Path]:
-    return [path for name in FIGURES for path in write(name, out)]
+def write(name: str, out: Path, theme: str | None = "light") -> Path:
+    """Draw one figure from out/data/NAME.csv: out/NAME.svg. Raises FileNotFoundError where there is no such CSV."""
+    path = Path(out) / "data" / f"{name}.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}; measure it with `lab figures --recompute`.")
+    return FIGURES[name].picture(path.read_bytes()).save(Path(out) / f"{name}.svg", theme)
+
+
+def write_all(out: Path, recompute: bool = False, theme: str | None = "light") -> Iterator[Path]:
+    """Draw all of them, each after its CSV was measured again if that is asked."""
+    for name in FIGURES:
+        if recompute:
+            yield compute(name, out)
+        yield write(name, out, theme)

@@ -287,7 +287,7 @@ def weights_of(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, sc
             key = key.repeat_interleave(query.size(1) // key.size(1), dim=1)
         scores, blocked = query @ key.transpose(-1, -2) * scale, []
         if causal:
-            past = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+            past = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
             scores = scores.masked_fill(~past, -torch.inf)
         if mask is not None and mask.dtype == torch.bool:
             blocked.append(("fused", ~mask))

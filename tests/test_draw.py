@@ -1,138 +1,160 @@
-"""The figures: what they mark, what they refuse, and the same bytes every time."""
-
-import base64
-import hashlib
-import html
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
-from types import SimpleNamespace
+"""The pictures of given values: what they mark, what they refuse, and what they say in words."""
 
 import pytest
 import torch
 from matplotlib.figure import Figure
 
-from lab import canvas, draw, figures, masks, matrix
+from lab import draw, masks, matrix
+from lab.canvas import render
+from lab.grid_picture import GridPicture
+from lab.picture import Picture
 from lab.report import Finding, Report
 
-FOLDER = Path(__file__).parents[1] / "figures"
 TEXT = {"queries": ["a", "b"], "keys": ["c", "d"]}
+CAUSAL_3 = masks.causal(3)
 
 
-def texts(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.axes[0].texts]
+def texts(picture: Picture) -> list[str]:
+    return [text.get_text() for text in picture.figure("light").axes[0].texts]
 
 
-def hatches(figure: Figure) -> set[str]:
-    return {patch.get_hatch() for patch in figure.axes[0].patches} - {None, ""}
+def hatches(picture: Picture) -> set[str]:
+    return {patch.get_hatch() for patch in picture.figure("light").axes[0].patches} - {None, ""}
 
 
-def cells(figure_of, *args, **how) -> list[list[str]]:
-    return [[cell.text for cell in row] for row in figure_of.grid(*args, **how).cells]
+def shown(picture: GridPicture, panel: int = 0) -> list[list[str]]:
+    return [[cell.shown for cell in row] for row in picture.grids[panel].cells]
 
 
-@pytest.mark.parametrize("name", figures.FIGURES)
-def test_committed_figure_is_a_fresh_drawing(name: str, tmp_path: Path) -> None:
-    fresh = figures.write(name, tmp_path / "new" / "folder")
-    assert [path.name for path in fresh] == [f"{name}.svg", f"{name}.csv"]
-    for path in fresh:
-        assert path.read_bytes() == (FOLDER / path.name).read_bytes(), f"{path.name}: run `make figures`"
-    assert len(figures.FIGURES[name].alt) > 40
-    svg = fresh[0].read_text()
-    assert re.search(r"<title>[^<]+</title>", svg)
-    assert "<text" not in svg and "dc:date" not in svg
-    assert "url(#h" in svg or name == "report"  # a hatch
-
-
-def test_nothing_else_is_committed() -> None:
-    measured = {"lost_dropout", "review_matrix"}  # the demo's own, which git ignores
-    assert {path.stem for path in FOLDER.iterdir()} - measured == set(figures.FIGURES)
-
-
-def test_another_process_and_another_style_draw_the_same_bytes(tmp_path: Path) -> None:
-    code = (
-        "import hashlib, matplotlib, torch; matplotlib.rcParams.update({'font.size': 30, 'axes.facecolor': 'k'});"
-        "from lab import canvas, draw;"
-        "f = draw.attention(torch.eye(2), ['é', '▁'], ['$x$', 'pad'], title='t', pads=[1]);"
-        "print(hashlib.sha256(canvas.render(f, 'svg') + canvas.render(f, 'svg')).hexdigest())"
-    )
-    environment = os.environ | {"PYTHONHASHSEED": "7"}
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    figure = draw.attention(torch.eye(2), ["é", "▁"], ["$x$", "pad"], title="t", pads=[1])
-    assert run.stdout.strip() == hashlib.sha256(canvas.render(figure, "svg") * 2).hexdigest()
-    assert run.stderr == ""
+def states(picture: GridPicture, panel: int = 0) -> list[list[str]]:
+    return [[cell.state for cell in row] for row in picture.grids[panel].cells]
 
 
 def test_batch_marks_ignored_labels_padding_and_special_tokens() -> None:
-    rows, tokens = (
-        torch.tensor([[0, 7, 2, 1], [0, 8, -100, -100]]),
-        [["<s>", "é", "</s>", "<pad>"], ["<s>", "▁b", *"xx"]],
-    )
-    assert cells(draw.batch_grid, rows, tokens) == [["<s>", "é", "</s>", "pad"], ["<s>", "▁b", "-100", "-100"]]
-    figure = draw.batch_grid(rows, tokens, title="a batch")
-    assert hatches(figure) == {"xxx", "///"}
-    assert {"a batch", "padding", "start or end", "for the loss alone: no token"} <= set(texts(figure))
+    rows = torch.tensor([[0, 7, 2, 1], [0, 8, -100, -100]])
+    tokens = [["<s>", "é", "</s>", "<pad>"], ["<s>", "▁b", *"xx"]]
+    picture = draw.batch_grid(rows, tokens, title="a batch")
+    assert shown(picture) == [["<s>", "é", "</s>", "pad"], ["<s>", "▁b", "-100", "-100"]]
+    assert hatches(picture) == {"xxx", "///"}
+    assert {"a batch", "padding", "start or end", "for the loss alone: no token"} <= set(texts(picture))
 
 
 def test_batch_of_one_cell_and_of_no_padding() -> None:
-    figure = draw.batch_grid(torch.tensor([[5]]), [["a"]])
-    assert texts(figure) == ["→ position", "0", "row 0", "a"]
-    assert not hatches(figure)
+    picture = draw.batch_grid(torch.tensor([[5]]), [["a"]])
+    assert texts(picture) == ["→ position", "row 0", "0", "a"]
+    assert not hatches(picture)
 
 
 def test_long_and_odd_tokens_stay_readable(recwarn: pytest.WarningsRecorder) -> None:
-    figure = draw.batch_grid(
-        torch.tensor([[5, 6, 7, 8]]), [["extraordinarily-long-token", "\n", "日", "$x$"]], title="日 $"
-    )
-    shown = texts(figure)
-    assert any(text.startswith("extra") and text.endswith("…") for text in shown)
-    assert {r"\n", r"\u65e5", "$x$"} <= set(shown)
-    canvas.render(figure, "svg")
+    tokens = [["extraordinarily-long-token", "\n", "日", "$x$"]]
+    picture = draw.batch_grid(torch.tensor([[5, 6, 7, 8]]), tokens, title="日 $")
+    seen = texts(picture)
+    assert any(text.startswith("extra") and text.endswith("…") for text in seen)
+    assert {r"\n", r"\u65e5", "$x$"} <= set(seen)
+    render(picture.figure(), "svg")
     assert not list(recwarn)
 
 
 def test_mask_is_drawn_as_given() -> None:
     mask = torch.tensor([[True, True], [False, True]])  # not causal on purpose
-    assert cells(draw.attend_mask, mask, **TEXT) == [["■", "■"], ["·", "■"]]
-    figure = draw.attend_mask(mask, **TEXT, pads=torch.tensor([False, True]))
-    assert hatches(figure) == {"///"}
-    assert {"▨ d", "c", "may attend to padding"} <= set(texts(figure))
-    assert "query (who looks)" in str(texts(figure)) and "key (what is looked at)" in str(texts(figure))
+    assert shown(draw.mask(mask, **TEXT)) == [["■", "■"], ["·", "■"]]
+    picture = draw.mask(mask, **TEXT, pads=torch.tensor([False, True]))
+    assert shown(picture) == [["■", "▲"], ["·", "▲"]]
+    assert hatches(picture) == {"///"} and picture.leaks == 2
+    assert {"▨ d", "c", "leak: padding may be attended to"} <= set(texts(picture))
+    assert "query (who looks)" in str(texts(picture)) and "key (what is looked at)" in str(texts(picture))
+
+
+def test_mask_beside_what_it_should_be() -> None:
+    used = torch.tensor([[1, 1, 1], [0, 1, 0], [1, 1, 1]]).bool()
+    assert states(draw.mask(used, ["a", "b", "c"], should=CAUSAL_3)) == [
+        ["may attend", *["leak: the future may be attended to"] * 2],
+        ["blocked, but should not be", "may attend", "blocked"],
+        ["may attend"] * 3,
+    ]
+    window = torch.eye(3).bool()
+    assert states(draw.mask(used, ["a", "b", "c"], should=window))[2][0] == "leak: may be attended to, but should not"
+
+
+def test_a_row_of_padding_teaches_nothing_and_is_told_apart() -> None:
+    picture = draw.mask(CAUSAL_3, ["a", "b", "pad"], should=CAUSAL_3 & torch.tensor([True, True, False]), pads=[2])
+    assert states(picture)[2] == ["padding's own row: may attend"] * 3
+    assert picture.leaks == 0
+    left = draw.mask(CAUSAL_3, ["pad", "b", "c"], pads=[0])
+    assert left.leaks == 2 and states(left)[0][0] == "padding's own row: may attend"
+    assert draw.mask(CAUSAL_3, ["pad", "b", "c"], pads=[0], query_pads=[]).leaks == 3
+    cross = draw.mask(CAUSAL_3, ["a", "b", "c"], ["pad", "b", "c"], pads=[0])
+    assert cross.leaks == 3, "the keys' padding is not the queries'"
+
+
+def test_a_cached_query_is_the_last_position() -> None:
+    last = draw.mask(torch.ones(1, 3).bool(), ["c"], ["a", "b", "c"], should=torch.tensor([[True, True, True]]))
+    assert states(last) == [["may attend"] * 3]
+    first = draw.mask(torch.ones(1, 3).bool(), ["c"], ["a", "b", "c"], should=torch.tensor([[False, True, True]]))
+    assert states(first)[0][0] == "leak: may be attended to, but should not"
+
+
+def test_a_batch_is_drawn_as_small_multiples() -> None:
+    ids = torch.tensor([[7, 8, 1], [1, 7, 8]])
+    used, tokens = masks.decoder(ids, 1), [["a", "b", "pad"], ["pad", "a", "b"]]
+    picture = draw.mask(used, tokens, pads=ids == 1, title="batch")
+    assert [grid.title for grid in picture.grids] == ["batch: row 0", "batch: row 1"]
+    assert [list(grid.columns) for grid in picture.grids] == [["a", "b", "▨ pad"], ["▨ pad", "a", "b"]]
+    assert [[cell.state for cell in grid.cells[1]].count("may attend") for grid in picture.grids] == [2, 1]
+    assert picture.leaks == 0
+    assert draw.mask(masks.causal(3).expand(2, 3, 3), tokens, pads=ids == 1).leaks == 2
+    assert list(picture.as_frame().index.get_level_values(0).unique()) == ["batch: row 0", "batch: row 1"]
 
 
 @pytest.mark.parametrize("pads", [[1], torch.tensor([1]), [False, True], torch.tensor([False, True])])
 def test_pads_are_bools_or_numbers(pads: object) -> None:
-    assert draw.attend_mask.grid(masks.causal(2), **TEXT, pads=pads).columns == ["c", "▨ d"]
+    assert draw.mask(masks.causal(2), **TEXT, pads=pads).grids[0].columns == ["c", "▨ d"]
 
 
-def test_attention_tells_zero_from_small_and_hides_nothing() -> None:
+def test_weights_tell_zero_from_small_and_hide_nothing() -> None:
     weights = torch.tensor([[0.996, 0.004], [1.0, 0.0]], requires_grad=True)
-    assert cells(draw.attention, weights, **TEXT) == [["1.00", ".00"], ["1.00", "×"]]
-    figure = draw.attention(torch.tensor([[float("nan"), 0.25]]), ["a"], ["c", "d"], pads=[1])
-    assert {"NaN", ".25", "weight on padding", "not a number"} <= set(texts(figure))
-    assert hatches(figure) == {"xxx", "///"}
+    assert shown(draw.weights(weights, **TEXT)) == [["1.00", ".00"], ["1.00", "×"]]
+    picture = draw.weights(torch.tensor([[float("nan"), 0.25]]), ["a"], ["c", "d"], pads=[1])
+    assert {"NaN", ".25", "leak: weight on padding", "not a number"} <= set(texts(picture))
+    assert hatches(picture) == {"xxx", "///"}
+    assert picture.as_frame().loc["a", "▨ d"] == "leak: weight on padding, 0.25"
 
 
-@pytest.mark.parametrize("function", [draw.attend_mask, draw.attention])
-def test_one_cell_and_many(function) -> None:
-    one = torch.ones(1, 1, dtype=torch.bool if function is draw.attend_mask else torch.float32)
-    for size in (1, 24):
-        names = ["token"] * size
-        width = function(one.expand(size, size), names, names).get_size_inches()[0]
-        assert 4 < width < 12
+def test_weights_on_the_future_are_marked() -> None:
+    weights = torch.tensor([[0.5, 0.5], [0.25, 0.75]])
+    assert states(draw.weights(weights, ["a", "b"], should=masks.causal(2))) == [
+        ["weight", "leak: weight on the future"],
+        ["weight", "weight"],
+    ]
+
+
+def test_conjunction_goes_step_by_step() -> None:
+    picture = draw.conjunction(["pad", "a", "b"], [0])
+    real, causal, both = (
+        torch.tensor([["■" in cell.shown or cell.look.alarm for cell in row] for row in grid.cells[1:]])
+        for grid in picture.grids
+    )
+    assert torch.equal(both, real & causal)
+    assert torch.equal(both, masks.decoder(torch.tensor([[1, 5, 6]]), 1)[0, 0, 1:])
+    leaks = [{cell.state for row in grid.cells for cell in row if cell.look.alarm} for grid in picture.grids]
+    assert leaks == [{"leak: the future may be attended to"}, {"leak: padding may be attended to"}, set()]
+    cross = draw.conjunction(["a", "b"], [2], keys=["x", "y", "pad"])
+    assert len(cross.grids) == 1 and states(cross) == [["may attend", "may attend", "blocked padding"]] * 2
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: draw.attend_mask(masks.causal(2)[None], **TEXT), ["mask", "(1, 2, 2)"]),
-        (lambda: draw.attend_mask(masks.causal(3), **TEXT), ["3 rows", "2 queries"]),
-        (lambda: draw.attention(torch.ones(2, 5), **TEXT), ["5 columns", "2 keys"]),
-        (lambda: draw.attend_mask(torch.ones(2, 2), **TEXT), ["float32", "True = may attend"]),
-        (lambda: draw.attend_mask(masks.causal(2), **TEXT, pads=[2]), ["column 2", "2 keys"]),
-        (lambda: draw.attend_mask(masks.causal(2), **TEXT, pads=[True]), ["(1,)", "2 keys"]),
+        (lambda: draw.mask(masks.causal(2)[None, None, None], **TEXT), ["mask", "(1, 1, 1, 2, 2)"]),
+        (lambda: draw.mask(masks.causal(3), **TEXT), ["3 rows", "2 queries"]),
+        (lambda: draw.weights(torch.ones(2, 5), **TEXT), ["5 columns", "2 keys"]),
+        (lambda: draw.mask(torch.ones(2, 2), **TEXT), ["float32", "True = may attend"]),
+        (lambda: draw.mask(masks.causal(2), **TEXT, should=torch.ones(2, 2)), ["should", "float32"]),
+        (lambda: draw.mask(masks.causal(2), **TEXT, should=masks.causal(3)), ["should", "(3, 3)", "(1, 2, 2)"]),
+        (lambda: draw.mask(masks.causal(2), **TEXT, pads=[2]), ["column 2", "2 keys"]),
+        (lambda: draw.mask(masks.causal(2), **TEXT, pads=[True]), ["(1,)", "2 keys"]),
+        (lambda: draw.mask(masks.causal(2).expand(2, 2, 2), [["a", "b"]]), ["2 rows", "1 lists of queries"]),
+        (lambda: draw.mask(masks.causal(2).expand(2, 2, 2), ["a", "b"], title=["t"]), ["2 rows", "1 titles"]),
         (lambda: draw.batch_grid(torch.ones(2, 3), [["a"] * 3]), ["2 rows", "1 lists"]),
         (lambda: draw.batch_grid(torch.ones(2, 3), [["a"] * 3, ["a"]]), ["3 columns", "1 tokens"]),
         (lambda: draw.batch_grid(torch.ones(2, 3), []), ["2 rows", "0 lists"]),
@@ -140,10 +162,9 @@ def test_one_cell_and_many(function) -> None:
         (lambda: draw.bars({"a": 0}, xlabel="", log=True), ["0", "above 0"]),
         (lambda: draw.curves({}, xlabel="", ylabel=""), ["no curve"]),
         (lambda: draw.bars({}, xlabel=""), ["no bar"]),
-        (lambda: draw.modes({}), ["no mode"]),
+        (lambda: draw.timeline({}), ["no mode"]),
         (lambda: draw.fault_matrix([]), ["no row"]),
         (lambda: draw.show(Figure(), " "), ["alt is empty"]),
-        (lambda: draw.save(Figure(), "a.jpg"), ["a.jpg", ".svg or .png"]),
     ],
 )
 def test_errors_name_what_was_wrong(call, words: list[str]) -> None:
@@ -152,10 +173,11 @@ def test_errors_name_what_was_wrong(call, words: list[str]) -> None:
     assert all(word in str(error.value) for word in words), error.value
 
 
-def test_modes_frame_what_did_not_come_back() -> None:
+def test_timeline_frames_what_did_not_come_back() -> None:
     snapshots = {"before": {"a": True, "b": False}, "after": {"a": False, "b": False, "c": True}}
-    assert cells(draw.modes, snapshots) == [["T", "E ≠"], ["E", "E"], ["–", "T ≠"]]
-    assert hatches(draw.modes(snapshots)) == {"\\\\\\"}
+    picture = draw.timeline(snapshots)
+    assert shown(picture) == [["T", "E ≠"], ["E", "E"], ["–", "T ≠"]]
+    assert hatches(picture) == {"\\\\\\"}
 
 
 def test_matrix_tells_every_case() -> None:
@@ -169,61 +191,29 @@ def test_matrix_tells_every_case() -> None:
         row("silent", crash),
         row("healthy", "", pads),
     ]
-    grid = draw.fault_matrix.grid(rows)
-    shown = {name: [cell.text for cell in line[:5]] for name, line in zip(grid.rows, grid.cells, strict=True)}
-    assert list(shown) == ["healthy", "fault", "silent"] and grid.rule == 1
-    assert shown["healthy"] == ["", "!", "", "", ""]
-    assert shown["fault"] == ["●", "○", "–", "!", "E"]
-    assert shown["silent"][0] == "?"
-    assert b"no batch" in canvas.table([grid])
-    assert {"xxx", "\\\\\\"} == hatches(draw.fault_matrix(rows))
+    picture = draw.fault_matrix(rows)
+    grid = picture.grids[0]
+    seen = {name: line[:5] for name, line in zip(grid.rows, shown(picture), strict=True)}
+    assert list(seen) == ["healthy", "fault", "silent"] and grid.rule == 1
+    assert seen["healthy"] == ["", "!", "", "", ""]
+    assert seen["fault"] == ["●", "○", "–", "!", "E"]
+    assert seen["silent"][0] == "?"
+    assert b"no batch" in picture.csv()
+    assert {"xxx", "\\\\\\"} == hatches(picture)
 
 
 def test_curves_differ_by_more_than_colour() -> None:
     lines = {str(n): ([1, 2, 3], [n, n, n]) for n in range(5)} | {"$5": ([1], [1])}
-    axes = draw.curves(lines, xlabel="step", ylabel="loss ($)", title="cost in $ and $").axes[0]
+    picture = draw.curves(lines, xlabel="step", ylabel="loss ($)", title="cost in $ and $")
+    axes = picture.figure().axes[0]
     assert len({(line.get_linestyle(), line.get_marker()) for line in axes.lines[:5]}) == 5
     assert (axes.get_xlabel(), axes.get_title(loc="left")) == ("step", r"cost in \$ and \$")
+    assert picture.alt.startswith("cost in $ and $: loss ($) by step: 0 from 0 to 0; 1 from 1 to 1")
+    assert picture.as_frame().iloc[3].tolist() == ["1", 1, 1]
 
 
 def test_bars_say_their_values() -> None:
-    figure = draw.bars({"a": 0.5, "b" * 80: 123456.7}, xlabel="tokens", log=True)
-    assert texts(figure) == ["0.5", "123,457"]
-    assert canvas.render(figure, "png") == canvas.render(figure, "png")
-
-
-def test_save_makes_the_folder_and_says_where_it_cannot(tmp_path: Path) -> None:
-    figure = draw.bars({"a": 1}, xlabel="x")
-    assert draw.save(figure, tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert draw.save(figure, str(tmp_path / "a.svg")).read_bytes().startswith(b"<?xml")
-    with pytest.raises(OSError, match=r"cannot write .*a\.svg/b\.svg .*choose"):
-        draw.save(figure, tmp_path / "a.svg" / "b.svg")
-
-
-@pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
-    """IPython as in a notebook; what is displayed."""
-    shown: list[dict[str, str]] = []
-    display = SimpleNamespace(display=lambda data, raw: shown.append(data))
-    ipython = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=object()), display=display)
-    monkeypatch.setitem(sys.modules, "IPython", ipython)
-    return shown
-
-
-def test_show_displays_an_image_with_escaped_alt_text(kernel: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    figure, alt = draw.bars({"a": 1}, xlabel="x"), 'a "<b>" & c'
-    draw.show(figure, alt=alt)
-    monkeypatch.setattr(canvas, "MAX_SVG", 10)
-    draw.show(figure, alt=alt)
-    for bundle, kind, start in zip(kernel, ("svg+xml", "png"), (b"<?xml", b"\x89PNG"), strict=True):
-        found = re.fullmatch(
-            r'<img alt="([^"]*)" src="data:image/([^;]*);base64,([^"]*)" style="(.*)">', bundle["text/html"]
-        )
-        assert found and "<b>" not in found[1] and html.unescape(found[1]) == bundle["text/plain"] == alt
-        assert found[2] == kind and base64.b64decode(found[3]).startswith(start)
-        assert found[4] == "max-width:100%"
-
-
-def test_show_prints_the_alt_text_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
-    draw.show(draw.bars({"a": 1}, xlabel="x"), alt="one bar")
-    assert capsys.readouterr().out == "one bar\n"
+    picture = draw.bars({"a": 0.5, "b" * 80: 123456.7}, xlabel="tokens", log=True)
+    assert texts(picture) == ["0.5", "123,457"]
+    assert picture.alt == f"tokens: a 0.5; {'b' * 80} 123,457."
+    assert picture.as_frame()["tokens"].tolist() == [0.5, 123456.7]
