@@ -87,6 +87,7 @@ def theme(name: str | None = None) -> Theme:
     return THEMES[name]
 
 
+@functools.lru_cache(8192)
 def mix(one: str, other: str, share: float) -> str:
     """Of two colours, `share` of the other."""
     return to_hex([(1 - share) * a + share * b for a, b in zip(to_rgb(one), to_rgb(other), strict=True)])

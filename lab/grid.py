@@ -26,7 +26,7 @@ class Grid:
     caption: tuple[str, ...] = ()
     least: float = LEAST
     rule: int = 0
-    lines: list[tuple[str, float, bool]] = field(default_factory=list, init=False)
+    lines: list[tuple[str, float, bool]] = field(default_factory=list, init=False, repr=False)
 
     def measure(self, room: float) -> None:
         """Shorten labels and settle all sizes, in inches, for `room` inches of width."""

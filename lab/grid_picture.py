@@ -44,16 +44,15 @@ class GridPicture(Picture):
 
     def on_page(self, theme_name: str | None = None) -> str:
         """As SVG for a page, with each cell's words under the pointer; it needs neither kernel nor network."""
-        # Names are shared by all that is on a page, so each picture has its own.
-        name = "g" + hashlib.sha256(repr((self.grids, theme(theme_name))).encode()).hexdigest()[:8]
         size: list[float] = []
 
         def pen(wide: float, high: float) -> Page:
             size[:] = wide, high
-            return Page(theme(theme_name), name)
+            return Page(theme(theme_name), PLACE)
 
-        page = lay(self.grids, self.across, pen)
-        return page.svg(*size, self.alt)
+        text = lay(self.grids, self.across, pen).svg(*size, self.alt)
+        # Names are shared by all that is on a page, so each picture has its own.
+        return text.replace(PLACE, "g" + hashlib.sha256(text.encode()).hexdigest()[:8])
 
     def words(self) -> DataFrame:
         """A row for each row, a column for each column, each cell in words; several grids one over the other."""
@@ -88,6 +87,7 @@ class GridPicture(Picture):
         return sum(count for state, count in self.counts().items() if state.startswith("leak"))
 
 
+PLACE = "lab-picture-name"
 HEADER = ["panel", "i", "j", "row", "column", "state", "text", "value", "note"]
 
 

@@ -29,7 +29,7 @@ class Look:
 
     def fill(self, theme: Theme, value: float | None = None) -> str:
         if self.scale:
-            value = min(max(value or 0.0, 0.0), 1.0) ** 0.5
+            value = round(min(max(value or 0.0, 0.0), 1.0) ** 0.5 * 255) / 255  # of 256 shades
             if not self.colour:
                 return CIVIDIS[round(value * (len(CIVIDIS) - 1))]
             return theme.tint(self.colour, value)

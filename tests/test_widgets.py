@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 
 import lab
 from lab import labels, matrix, runlog
-from lab.canvas import save
+from lab.canvas import render
 from lab.widgets import LossPlot, described, losses, running_mean
 
 BATCH = labels.collate_pairs([([5, 6, 7], [8, 9, 10]), ([11, 12], [13])], **matrix.SPECIAL)
@@ -124,16 +124,17 @@ def test_short_unvalidated_and_broken_trainings_are_drawn(values):
 
 def test_one_step_can_be_seen(tmp_path: Path):
     def dark(figure, name):
-        return int((imread(save(figure, tmp_path / name))[..., :3].sum(-1) < 2.5).sum())
+        (tmp_path / name).write_bytes(render(figure, "png"))
+        return int((imread(tmp_path / name)[..., :3].sum(-1) < 2.5).sum())
 
-    seen, blank = losses([(1, 3.0)], steps=100), losses([(1, 3.0)], steps=100)
+    seen, blank = (losses([(1, 3.0)], steps=100).figure("light") for _ in range(2))
     for line in blank.axes[0].lines:
         line.set_visible(False)
     assert dark(seen, "seen.png") > dark(blank, "blank.png")
 
 
 def test_curves_differ_by_more_than_colour_and_the_axis_is_the_whole_training():
-    axes = losses([(1, 3.0), (2, 2.0)], [(2, 2.5)], steps=100).axes[0]
+    axes = losses([(1, 3.0), (2, 2.0)], [(2, 2.5)], steps=100).figure().axes[0]
     looks = {(line.get_linewidth(), line.get_linestyle(), line.get_marker()) for line in axes.lines}
     assert len(looks) == len(axes.lines) == 3
     assert [text.get_text() for text in axes.get_legend().get_texts()][-1] == "validation"
@@ -197,14 +198,14 @@ def feed(plot, start, stop, pause=0.0):
     return plot
 """
 CELLS = {
-    "setup": f"import json, time\nfrom lab import widgets\nfrom lab.widgets import LossPlot\n{FEED}",
+    "setup": f"import json, time\nfrom lab.widgets import LossPlot, loss_plot\n{FEED}",
     "whole": "plot = feed(LossPlot(steps=60, every_seconds=1e9), 1, 60)\nprint(plot.pictures)",
     "early": "plot = LossPlot(steps=60, every_seconds=1e9); feed(plot, 1, 7);",
     "error": "plot = LossPlot(steps=60, every_seconds=1e9); feed(plot, 1, 8); 1 / 0",
     "again": "feed(plot, 9, 12);",
     "value": "plot",
     "quick": "print(feed(LossPlot(every_seconds=0), 1, 2000).pictures)",
-    "often": "plot, widgets.DRAWING, start = LossPlot(every_seconds=0.2), 1, time.perf_counter()\n"
+    "often": "plot, loss_plot.DRAWING, start = LossPlot(every_seconds=0.2), 1, time.perf_counter()\n"
     "while plot.pictures < 5: feed(plot, len(plot.records) + 1, len(plot.records) + 1, 0.01)\n"
     "print(json.dumps([plot.pictures, time.perf_counter() - start]))",
 }

@@ -11,11 +11,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import runlog
+from .. import runlog
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
+
+    from ..canvas import Theme
+    from ..picture import Picture
 
 Points = list[tuple[int, float]]
 DRAWING = 0.05  # the most of a training's time that may go into its pictures
@@ -28,17 +31,24 @@ class LossPlot:
     `tokens`, `tokens_per_second`. In a notebook it is one picture with alt text, drawn again at most once in
     `every_seconds` and never for more than a twentieth of the time; it is drawn a last time at step `steps`, at the
     end of the cell, or by `finish()`. What stays in the file is that still, which needs neither kernel nor widgets.
-    Elsewhere, a line of text is printed after each validation and at the end.
+    Elsewhere, a line of text is printed after each validation and at the end. theme: "light" or "dark".
 
     A record whose step is not after the last one begins again from there, as a resumed run does.
     """
 
-    def __init__(self, steps: int | None = None, every_seconds: float = 1.0, *, title: str = "Training") -> None:
+    def __init__(
+        self,
+        steps: int | None = None,
+        every_seconds: float = 1.0,
+        *,
+        title: str = "Training",
+        theme: str | None = None,
+    ) -> None:
         if steps is not None and steps < 1:
             raise ValueError(f"steps is {steps}; give the number of steps of the training, or None if it is unknown.")
         if not every_seconds >= 0:
             raise ValueError(f"every_seconds is {every_seconds}; it must be 0 or more.")
-        self.steps, self.every_seconds, self.title = steps, every_seconds, title
+        self.steps, self.every_seconds, self.title, self.theme = steps, every_seconds, title, theme
         self.records: list[runlog.Record] = []
         self.pictures = 0  # how many were drawn
         self.stale = False  # was something recorded since?
@@ -46,14 +56,14 @@ class LossPlot:
         self.handle: Any = None  # of the picture in the notebook
 
     @classmethod
-    def of(cls, run: str | os.PathLike[str]) -> LossPlot:
+    def of(cls, run: str | os.PathLike[str], *, theme: str | None = None) -> LossPlot:
         """What the log in a run's folder holds; as the last line of a cell it shows itself.
 
         Raises FileNotFoundError where there is no log, ValueError for one without a step, and as `runlog.read`.
         """
         if not os.path.exists(os.path.join(run, runlog.LOG)):
             raise FileNotFoundError(f"there is no {runlog.LOG} in {run}; give the --out of a training.")
-        plot, seen = cls(title=f"Training in {os.path.basename(os.path.normpath(run))}"), 0
+        plot, seen = cls(title=f"Training in {os.path.basename(os.path.normpath(run))}", theme=theme), 0
         for record in runlog.read(run):
             if record["loss"] is None:  # what is not finite is null in the log
                 record["loss"] = math.nan
@@ -90,7 +100,7 @@ class LossPlot:
             return
         from IPython import display, get_ipython
 
-        from . import draw  # noqa: F401 - seconds at its first import, which are not those of a drawing
+        from .. import draw  # noqa: F401 - seconds at its first import, which are not those of a drawing
 
         start = time.perf_counter()
         if self.handle is None:
@@ -125,7 +135,8 @@ class LossPlot:
     def validation(self) -> Points:
         return [(record["step"], record["validation"]) for record in self.records if "validation" in record]
 
-    def figure(self) -> Figure:
+    def still(self) -> Picture:
+        """As it is now. Raises ValueError before the first step."""
         return losses(self.training, self.validation, steps=self.steps, title=self.title)
 
     def numbers(self) -> str:
@@ -148,8 +159,7 @@ class LossPlot:
 
     def alt(self) -> str:
         """What the picture shows, in a sentence or two."""
-        said = [described("Training loss", self.training), described("Validation loss", self.validation)]
-        return " ".join(text for text in said if text) or "A plot of a training without a step yet."
+        return in_words(self.training, self.validation)
 
     def __repr__(self) -> str:
         return f"{self.title}: {self.numbers()}\n{self.alt()}" if self.records else f"{self.title}: {self.numbers()}"
@@ -158,9 +168,7 @@ class LossPlot:
         """For IPython: the picture as HTML, which every reader of notebooks shows, and the text."""
         if not self.records:
             return {"text/plain": repr(self)}
-        from .canvas import render
-
-        source = f"data:image/png;base64,{base64.b64encode(render(self.figure(), 'png')).decode()}"
+        source = f"data:image/png;base64,{base64.b64encode(self.still().render('png', self.theme)).decode()}"
         image = f'<img alt="{html.escape(self.alt())}" src="{source}" style="max-width:100%; width:700px">'
         return {"text/html": f"{image}<p>{html.escape(self.numbers())}</p>", "text/plain": repr(self)}
 
@@ -202,30 +210,46 @@ def losses(
     *,
     steps: int | None = None,
     title: str = "",
-) -> Figure:
+) -> Picture:
     """The loss of each step, faint, with its running mean, and the points of validation. Each is (step, loss).
 
     steps: of the whole training, for the axis. Raises ValueError where there is no step.
     """
     if not training:
         raise ValueError("there is no step to draw; give (step, loss) of at least one.")
-    from matplotlib.style import context
+    from ..canvas import BLUE, VERMILLION, number
+    from ..picture import Picture
+    from ..plots import plot
 
-    from .canvas import BLUE, GREY, STYLE, VERMILLION, number, tint
-    from .draw import plot
-
-    with context(["default", STYLE]):
-        figure, axes = plot(title, 3.6, xlabel="step", ylabel="loss, nats per token")
+    def make(theme: Theme) -> Figure:
+        figure, axes = plot(theme, title, 3.6, xlabel="step", ylabel="loss, nats per token")
         at, values = zip(*training, strict=True)
+        blue = theme.readable(BLUE)
         mark = "." if len(at) == 1 else ""  # a line through one point is not seen
-        axes.plot(at, values, color=tint(BLUE, 0.45), linewidth=0.9, marker=mark, label="training")
-        axes.plot(at, running_mean(values), color=BLUE, linewidth=2.2, label="training, running mean")
+        axes.plot(at, values, color=theme.tint(blue, 0.45), linewidth=0.9, marker=mark, label="training")
+        axes.plot(at, running_mean(values), color=blue, linewidth=2.2, label="training, running mean")
         if validation:
-            how = {"color": VERMILLION, "linestyle": "--", "marker": "s", "markersize": 5}
+            how = {"color": theme.readable(VERMILLION), "linestyle": "--", "marker": "s", "markersize": 5}
             axes.plot(*zip(*validation, strict=True), **how, label="validation")
         if steps is not None:
             axes.set_xlim(0, steps * 1.02)
         axes.xaxis.set_major_formatter(number)
-        axes.grid(color=tint(GREY, 0.4), linewidth=0.6)
+        axes.grid(linewidth=0.6)
         axes.legend(frameon=False)
-    return figure
+        return figure
+
+    def table() -> DataFrame:
+        import pandas
+
+        columns = {"loss": training, "running mean": means, "validation": validation}
+        frame = pandas.DataFrame({name: pandas.Series(dict(points), dtype=float) for name, points in columns.items()})
+        return frame.rename_axis("step")
+
+    means = list(zip([step for step, _ in training], running_mean(loss for _, loss in training), strict=True))
+    return Picture(make, in_words(training, validation), table, title)
+
+
+def in_words(training: Points, validation: Points) -> str:
+    """What the picture shows, in a sentence or two."""
+    said = [described("Training loss", training), described("Validation loss", validation)]
+    return " ".join(text for text in said if text) or "A plot of a training without a step yet."
