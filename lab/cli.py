@@ -58,11 +58,15 @@ def show_fault(name: Annotated[str, typer.Argument(help="A name from `lab faults
 
 
 @app.command()
-def figures(out: Out = Path("figures")) -> None:
-    """Draw every committed picture again."""
+def figures(
+    out: Out = Path("figures"),
+    recompute: Annotated[bool, typer.Option("--recompute", help="Measure what is on them again, first.")] = False,
+    theme: Annotated[str, typer.Option(help="light, dark.")] = "light",
+) -> None:
+    """Draw every committed picture again from the CSVs in figures/data, byte for byte."""
     from .figures import write_all
 
-    for path in write_all(out):
+    for path in write_all(out, recompute, theme):
         print(path)
 
 
@@ -190,6 +194,28 @@ def presets() -> None:
         print(f"{name}\n    {cleandoc(presets.get(name).doc)}\n".replace("\n", "\n    ").rstrip() + "\n")
 
 
+@app.command()
+def size(
+    target: Annotated[
+        str | None, typer.Argument(help="path/to/file.py:function that returns a model; the function is called.")
+    ] = None,
+    preset: Annotated[list[str] | None, typer.Option("--preset", help="See `lab presets`. May be repeated.")] = None,
+    tokens: Annotated[
+        float | None, typer.Option(help="To train on, such as 1e9; by default those of the preset's recipe.")
+    ] = None,
+    distinct: Annotated[float | None, typer.Option(help="How many of the tokens differ, where they repeat.")] = None,
+    rows: Annotated[int, typer.Option(help="Rows of the batch whose activations are counted.")] = 1,
+    context: Annotated[int | None, typer.Option(help="Tokens of a row; by default the longest.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, or bf16: autocast over fp32 weights.")] = "fp32",
+    json_: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+) -> None:
+    """Parameters, FLOPs and memory of presets or of your own model, and the loss that published laws expect."""
+    from . import size_table
+
+    entries = size_table.entries(target, preset or (), tokens, distinct, rows, context, precision)
+    print(size_table.as_json(entries) if json_ else size_table.text(entries))
+
+
 @app.command(name="eval")
 def evaluate(
     checkpoint: Run,
@@ -233,6 +259,35 @@ def generate(
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
+
+
+@app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(help="rates, ladder, prediction, causes, sizes.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder of the runs.")],
+    only: Annotated[list[str] | None, typer.Option(help="Runs by name or pattern (d64-*); may be repeated.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Every run and how far it is, and stop.")] = False,
+    collect: Annotated[
+        Path | None, typer.Option(help="Write NAME.csv and NAME_curves.csv of the finished runs there, and stop.")
+    ] = None,
+    device: Device = "cpu",
+    data_dir: DataDir = None,
+) -> None:
+    """Do the runs of an experiment, one after the other; what is finished is skipped, what was killed goes on."""
+    from . import experiments
+
+    if collect is not None:
+        for path in experiments.collect(name, out, collect):
+            print(path)
+        return
+    plans = experiments.chosen(experiments.plans_of(name, device), only or ())
+    if list_:
+        for plan in plans:
+            print(experiments.status(out / name / plan.name, plan))
+        return
+    if name == "prediction":
+        experiments.require_registered(plans)
+    experiments.run_all(name, plans, out, device=device, data_dir=data_dir)
 
 
 @app.command()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -20,22 +21,42 @@ def head_flops(hidden: torch.Size, weight: torch.Size, *_, **__) -> int:
     return 2 * hidden.numel() * weight[0]
 
 
-@torch.no_grad()
-def flops_per_step(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
-    """FLOPs of forward and backward of model(**batch), a multiply-add counting 2: three times those of the forward.
-
-    Only matrix products count, and the scores that a causal kernel may skip count too, as is usual (Chowdhery et al.
-    2022, appendix B). Modes, buffers and torch's random states are as before.
-    """
+@contextmanager
+def undone(model: nn.Module) -> Iterator[None]:
+    """Afterwards buffers and torch's random states are as before."""
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    # The counter knows no CPU kernel of attention, but the products that the plain one is made of.
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+@torch.no_grad()
+def forward_flops(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, int]:
+    """FLOPs of model(**batch) by the name of the operator, a multiply-add counting 2; nothing is changed.
+
+    Only matrix products count, and the scores that a causal kernel may skip count too, as is usual (Chowdhery et al.
+    2022, appendix B).
+    """
+    # The counter knows no CPU kernel of attention, nor of a whole encoder layer, but the products they are made of.
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.lab.chunked_cross_entropy: head_flops})
-    with torch.random.fork_rng(devices), evaluating(model), sdpa_kernel(SDPBackend.MATH), counter:
-        model(**batch)
-    for buffer, value in buffers:
-        buffer.copy_(value)
-    return 3 * counter.get_total_flops()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with undone(model), evaluating(model), sdpa_kernel(SDPBackend.MATH), counter:
+            model(**batch)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return {str(operator): count for operator, count in counter.get_flop_counts().get("Global", {}).items()}
+
+
+def flops_per_step(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
+    """FLOPs of forward and backward of model(**batch): three times those of the forward (see forward_flops)."""
+    return 3 * sum(forward_flops(model, batch).values())
 
 
 @torch.no_grad()

@@ -15,6 +15,8 @@ import numpy as np
 from ..calling import Missing
 from ..instruments import forward_of
 from ..probe import Probe
+from ..published import LAWS as FITS
+from ..published import RANGE, REPEATS, short, worth
 from ..report import Finding
 from ..subject import Subject
 from .base import check
@@ -40,38 +42,6 @@ LOST = 0.01
 # the second above it. Trained on purpose past the balance, and on the near side, are SmolLM2-135M on 2T tokens (0.55 to
 # 0.65 nats), Qwen3-0.6B on 36T and Llama 3 8B on 15T; short of it GPT-3 and, repeating its data, Transformer-XL.
 TWICE, THIRD = 2.0, math.log(3)
-
-REPEATS = 15.39  # Muennighoff et al. 2023, equation 6: what epochs without end are worth, beyond the first
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A published loss = e + a / parameters ** alpha + b / tokens ** beta, in nats per token of web text."""
-
-    a: float
-    b: float
-    e: float
-    alpha: float
-    beta: float
-
-    def terms(self, parameters: float, tokens: float) -> tuple[float, float]:
-        """What the model's size and what the data's add to the loss."""
-        return self.a / parameters**self.alpha, self.b / tokens**self.beta
-
-    def balanced_tokens(self, parameters: float) -> float:
-        """The tokens with which both terms are equal."""
-        return (self.b / self.terms(parameters, 1)[0]) ** (1 / self.beta)
-
-    def balanced_parameters(self, tokens: float) -> float:
-        return (self.a / self.terms(1, tokens)[1]) ** (1 / self.alpha)
-
-
-FITS = (
-    Fit(406.4, 410.7, 1.69, 0.34, 0.28),  # Hoffmann et al. 2022, approach 3
-    Fit(482.01, 2085.43, 1.8172, 0.3478, 0.3658),  # Besiroglu et al. 2024: the same runs, refitted
-    Fit(520.8, 1487.7, 1.869, 0.3527, 0.3527),  # Muennighoff et al. 2023
-)
-RANGE = (57e6, 16.2e9), (245e6, 318e9)  # parameters and tokens of the 245 runs that Besiroglu et al. 2024 read off
 
 
 @check("no-warmup", **ABOUT)
@@ -193,12 +163,6 @@ def enough(lengths: np.ndarray) -> int:
     return 64 * low
 
 
-def worth(distinct: float, seen: float) -> float:
-    """How many distinct tokens `seen` tokens are worth that repeat `distinct` ones (Muennighoff et al. 2023)."""
-    repeats = max(0.0, seen / distinct - 1)
-    return min(seen, distinct) + distinct * REPEATS * (1 - math.exp(-repeats / REPEATS))
-
-
 def limit(parameters: float, tokens: float) -> str | None:
     """Which side holds a plan back by each of the fits: "model", "data", or neither. tokens: distinct ones."""
     terms = [fit.terms(parameters, tokens) for fit in FITS]
@@ -207,14 +171,6 @@ def limit(parameters: float, tokens: float) -> str | None:
     if all(data >= TWICE * model and data - model >= THIRD for model, data in terms):
         return "data"
     return None
-
-
-def short(number: float) -> str:
-    """Three digits: 15M, 2.39M, 118M."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= 0.9995 * size:
-            return f"{number / size:.3g}{letter}"
-    return f"{number:.3g}"
 
 
 @dataclass(frozen=True)
