@@ -1,6 +1,7 @@
 PYTHON ?= python3
 ARGS ?=
 JOBS ?= 2
+CHROMIUM ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,11 +11,11 @@ STUDENT := build/student
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab figures clean
+.PHONY: help demo test test-browser chromium lab figures clean
 .NOTPARALLEL:
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 	@echo 'Options: PYTHON=python3.12 chooses the interpreter for .venv; ARGS="..." goes to demo, lab and figures.'
 
 demo: $(VENV)/.installed  ## the four findings of the review, reproduced and caught
@@ -27,11 +28,11 @@ figures: $(VENV)/.installed  ## draw every picture in figures/ again
 	@$(BIN)/python -m lab figures $(ARGS)
 
 # One thread a process: $(JOBS) processes share the cores. LAB_CACHE keeps the user's own cache out of it.
-test: export OMP_NUM_THREADS := 1
-test: export MKL_NUM_THREADS := 1
-test: export HF_HUB_OFFLINE := 1
-test: export JUPYTER_PREFER_ENV_PATH := 1
-test: export LAB_CACHE := $(CURDIR)/build/cache
+test test-browser: export OMP_NUM_THREADS := 1
+test test-browser: export MKL_NUM_THREADS := 1
+test test-browser: export HF_HUB_OFFLINE := 1
+test test-browser: export JUPYTER_PREFER_ENV_PATH := 1
+test test-browser: export LAB_CACHE := $(CURDIR)/build/cache
 test: NBMAKE := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations=3 \
 	--nbmake --nbmake-kernel=python3 --nbmake-timeout=120
 test: $(VENV)/.installed-test  ## lint, unit tests, every notebook with and without its solutions
@@ -41,12 +42,29 @@ test: $(VENV)/.installed-test  ## lint, unit tests, every notebook with and with
 ifneq ($(NOTEBOOKS),)
 	$(BIN)/nbstripout --verify --keep-id $(NOTEBOOKS)
 endif
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not browser"
 ifneq ($(NOTEBOOKS),)
 	LAB_EXERCISES=solved $(NBMAKE) notebooks
 	$(BIN)/python -m lab.exercises notebooks $(STUDENT)
 	LAB_EXERCISES=unsolved $(NBMAKE) $(STUDENT)
 endif
+
+# LAB_BROWSER: what is missing is an error, not a skip.
+test-browser: chromium $(VENV)/.installed-browser  ## the widgets and lesson 04 in JupyterLab in Chromium
+	@rm -rf build/browser
+	LAB_BROWSER=1 $(BIN)/python -m pytest -m browser --durations=3 tests/browser
+	@echo "Screenshots are in build/browser/"
+
+# The names that tests/browser/conftest.py looks for.
+chromium:
+	@for name in $(or $(CHROMIUM),chromium chromium-browser google-chrome); do \
+		command -v "$$name" >/dev/null && exit 0; \
+	done; \
+	sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo -n"; \
+	[ -z "$(CHROMIUM)" ] && command -v apt-get >/dev/null && $$sudo apt-get update -qq && \
+	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium || { \
+		echo "There is no $(or $(CHROMIUM),Chromium), and apt-get did not install it. Install it, or name one:" \
+			"make test-browser CHROMIUM=/path/to/chrome" >&2; exit 1; }
 
 clean:  ## remove what the other targets made, except .venv
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
@@ -65,3 +83,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-browser: pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,browser]'
+	@touch $@ $(VENV)/.installed-test $(VENV)/.installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,9 +19,9 @@ from rich.rule import Rule
 from rich.table import Table
 from torch import Tensor
 
-from . import faults, labels, matrix
+from . import checkpoint, faults, labels, matrix
 from .config import TrainConfig
-from .data import PAD_ID, Translation, collate, pair_loader, translation
+from .data import PAD_ID, Translation, cache_dir, collate, pair_loader, translation
 from .diagnosis import diagnose
 from .language_model import LanguageModel
 from .parallel import find_device
@@ -30,7 +31,8 @@ from .trainer import History, fit
 from .transformer import Transformer
 
 console = Console(highlight=False, soft_wrap=False)
-NOTEBOOKS = ("00_start_here", "01_padding_crash", "02_attending_to_pads", "03_stuck_in_eval")
+NOTEBOOKS = ("00_start_here", "01_padding_crash", "02_attending_to_pads", "03_stuck_in_eval", "04_attention_masks")
+KEPT = "demo-translator"  # where, in the cache
 ROWS = [21, 25, 24]  # short training pairs of unequal length
 
 
@@ -49,7 +51,11 @@ def run(quick: bool = False, out: Path = Path("figures"), device: str = "cpu") -
     show_batch(data)
     four_findings(data)
     draw_matrix(out)
-    train_translator(data, 20 if quick else 600, where)
+    model, config = train_translator(data, 20 if quick else 600, where)
+    if quick:
+        say("Not kept: --quick trains too little for it to be worth a look.")
+    else:
+        say(f"Kept in {keep(data, model, config)}, where notebook 04 finds it and draws its heads.")
     lost_dropout(20 if quick else 300, where, out)
     say(Rule("Next"))
     say(f"The demo took {time.perf_counter() - began:.0f} s. Open the notebooks with [bold]make lab[/]:")
@@ -219,7 +225,7 @@ def progress(name: str, steps: int) -> Iterator[Callable[[dict[str, float]], Non
         yield on_step
 
 
-def train_translator(data: Translation, steps: int, device: torch.device) -> None:
+def train_translator(data: Translation, steps: int, device: torch.device) -> tuple[Transformer, TrainConfig]:
     """English to French in about two minutes, and what came of it."""
     say(Rule("A small English→French translator"))
     torch.manual_seed(0)
@@ -230,6 +236,26 @@ def train_translator(data: Translation, steps: int, device: torch.device) -> Non
         loader = data.loader("train", max_tokens=1024)
         fit(model, loader, config, validation=data.loader("validation"), on_step=on_step)
     show_translations(data, model)
+    return model, config
+
+
+def keep(data: Translation, model: Transformer, config: TrainConfig) -> Path:
+    """Leave the translator as a checkpoint where `kept` finds it. Raises OSError where it cannot be written."""
+    run = cache_dir() / KEPT
+    shutil.rmtree(run, ignore_errors=True)  # the same step of an earlier demo
+    about = checkpoint.describe(model, config, {"place": data.name, "name": data.name, "kind": "pairs"})
+    weights = checkpoint.get_weights(model)
+    step = {"progress": {"step": config.steps}}
+    return checkpoint.save(run, about | step, weights, {}, tokenizer=data.tokenizer.to_str())
+
+
+def kept(data: Translation) -> Transformer | None:
+    """The translator that `lab demo` left, in eval mode; None where there is none that speaks this tokenizer."""
+    try:
+        found = checkpoint.find(cache_dir() / KEPT)
+        return found.build() if found.tokenizer().get_vocab() == data.tokenizer.get_vocab() else None
+    except ValueError:
+        return None
 
 
 def show_translations(data: Translation, model: Transformer) -> None:

@@ -123,22 +123,10 @@ def mode_timeline() -> GridPicture:
 
 def timeline(title: str, fault: str | None) -> GridPicture:
     """A small translator with a frozen encoder, before, during and after evaluate()."""
-    seen: dict[str, dict[str, bool]] = {}
-    model = matrix.translator().model.train()
+    model, batch = matrix.translator().model.train(), labels.collate_pairs(matrix.PAIRS[:2], **matrix.SPECIAL)
     model.encoder.eval()
-
-    def look(moment: str) -> None:
-        seen[moment] = {name: part.training for name, part in model.named_children()}
-
-    def batches() -> Iterator[dict[str, Tensor]]:
-        look("during")
-        yield labels.collate_pairs(matrix.PAIRS[:2], **matrix.SPECIAL)
-
-    look("before")
     with faults.get(fault).inject() if fault else nullcontext():
-        model.evaluate(batches())
-    look("after")
-    return draw.timeline(seen, title=title)
+        return draw.modes(model, {"evaluate()": lambda: model.evaluate([batch])}, depth=2, title=title)
 
 
 def report() -> Report:

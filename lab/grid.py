@@ -11,7 +11,7 @@ from .canvas import VERMILLION, WIDTH, fit, width_of
 from .pens import Pen
 from .states import STATES, Cell
 
-SPARSE = 0.2  # inches: in narrower cells stands no symbol, and not every row has its label
+SPARSE = 0.16  # inches: in narrower cells stands no symbol, and not every row has its label
 LEAST = 0.032  # inches: no cell is narrower, and so a grid of more than 240 columns is wider than a page
 
 

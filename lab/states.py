@@ -124,6 +124,8 @@ class Cell:
             pen.rect(x + 0.02, y + 0.02, w - 0.04, h - 0.04, edge=edge, width=2.2)
         if self.shown:
             fitting = [size for size in (11, 8, 6.5) if width_of(self.shown, size) <= w - 0.05]
+            if not fitting and self.value is not None:
+                return  # the colour says it, and a number cut short would lie
             size = 17 if self.shown == "·" else fitting[0] if fitting else 8
             how = {"anchor": "middle", "colour": ink_on(fill)}
             if look.hatch and self.shown != "·":

@@ -18,7 +18,7 @@ LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if
 
 
 def dependencies() -> list[str]:
-    listed = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+    listed = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
     return [canonicalize_name(Requirement(line).name) for line in listed]
 
 

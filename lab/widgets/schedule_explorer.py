@@ -40,7 +40,7 @@ class ScheduleExplorer(Explorer):
             "warmup_steps": self.slider(
                 "warmup steps", train.warmup_steps, 0, max(2 * train.steps, train.warmup_steps)
             ),
-            "peak": self.number("peak rate", float(train.learning_rate), 1e-9, 1e3, 1e-4),
+            "peak": self.number("peak rate", float(train.learning_rate), 0.0, 1e3, 1e-4),
             "shape": self.choice("shape", list(SCHEDULES), train.schedule),
             "final_rate": self.number("share at the end", float(train.final_rate), 0.0, 1.0, 0.05),
         }
