@@ -15,8 +15,8 @@ from ..picture import Picture
 
 # ipywidgets gives the handle of a slider no name, so a screen reader would say "slider, 5" and not of what; and it
 # renders an HTML widget anew with each value, so a live region inside it would be gone before it was read. Neither can
-# be mended from Python. JupyterLab takes arrow keys and letters away from a closed dropdown (ipywidgets #3912). The page
-# does not run a <script> that is put in later, but it tells a <style> that it loaded.
+# be mended from Python. JupyterLab takes arrow keys and letters away from a closed dropdown (ipywidgets #3912). The
+# page does not run a <script> that is put in later, but it tells a <style> that it loaded.
 ON_LOAD = """
 const style = this; let left = 40;
 (function name() {
