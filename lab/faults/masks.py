@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import masks
+from ..attention import KVCache
 from ..masks import causal
 from .base import fault
 
@@ -29,6 +31,33 @@ def causal_only(ids: Tensor, pad_id: int, last: int | None = None) -> Tensor:
 def one_late(ids: Tensor, pad_id: int) -> Tensor:
     """the mask of padding ends one late: the last pad before the text can be attended to"""
     return ((ids != pad_id) | (ids.roll(-1, dims=1) != pad_id))[:, None, None, :]
+
+
+@fault(
+    "cross-attends-to-pads",
+    of="lab.transformer:Transformer.decode",
+    caught_by="attends-to-pads",
+    lesson="04_attention_masks",
+)
+def source_unmasked(
+    self,
+    decoder_input_ids: Tensor,
+    memory: Tensor,
+    memory_mask: Tensor,
+    attentions: dict[str, list[Tensor]] | None = None,
+    cache: KVCache | None = None,
+) -> Tensor:
+    """cross-attention is handed no mask of the source: the decoder reads the padding that the encoder made states of"""
+    past = decoder_input_ids if cache is None else cache.extend(decoder_input_ids)
+    x = self.embedder(decoder_input_ids, past, "decoder_input_ids")
+    mask = masks.decoder(past, self.config.pad_id, decoder_input_ids.size(1))
+    for i, block in enumerate(self.decoder):
+        layer_cache = None if cache is None else cache.layers[i]
+        x, weights = block(x, mask, memory, None, cache=layer_cache, need_weights=attentions is not None)
+        if attentions is not None:
+            attentions["decoder"].append(weights[0])
+            attentions["cross"].append(weights[1])
+    return self.decoder_norm(x)
 
 
 @fault("minus-1e9", **ATTEND, lesson=LESSON)

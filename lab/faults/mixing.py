@@ -103,6 +103,20 @@ def adds_the_mean(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 @fault(
+    "mean-over-the-row",
+    of="lab.blocks:Block.before",
+    lesson=LESSON,
+    on="language model",
+    caught_by="sees-the-future",
+    also={"attends-to-pads": "the padding is part of the mean"},
+)
+def adds_the_row(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """a summary of the row, its mean, is added to each position: no attention leaks, and each knows of the future"""
+    x = x + x.mean(dim=1, keepdim=True)
+    return norm(x) if self.pre else x
+
+
+@fault(
     "source-ignored",
     of="lab.transformer:Transformer.decode",
     lesson=LESSON,
