@@ -11,7 +11,7 @@ STUDENT := build/student
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-browser chromium lab figures clean
+.PHONY: help demo test test-browser browser-ready chromium lab figures clean
 .NOTPARALLEL:
 
 help:  ## show this list
@@ -50,10 +50,12 @@ ifneq ($(NOTEBOOKS),)
 endif
 
 # LAB_BROWSER: what is missing is an error, not a skip.
-test-browser: chromium $(VENV)/.installed-browser  ## the widgets and lesson 04 in JupyterLab in Chromium
+test-browser: browser-ready  ## the widgets and lesson 04 in JupyterLab in Chromium
 	@rm -rf build/browser
 	LAB_BROWSER=1 $(BIN)/python -m pytest -m browser --durations=3 tests/browser
 	@echo "Screenshots are in build/browser/"
+
+browser-ready: chromium $(VENV)/.installed-browser
 
 # The names that tests/browser/conftest.py looks for.
 chromium:

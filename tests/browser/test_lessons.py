@@ -23,8 +23,8 @@ def opened(page: Page, name: str) -> Path:
 
 
 def reading(explorer: Any) -> tuple[str, int]:
-    """The drawing, and the leaks that the words count."""
-    count = re.search(r"Leaks: (\d+) from real queries", explorer.inner_text())
+    """The drawing, and the leaks that the words count. (What is out of view has no inner_text in JupyterLab.)"""
+    count = re.search(r"Leaks: (\d+) from real queries", explorer.text_content())
     return explorer.locator("svg[role=img]").inner_html(), int(count[1])
 
 
