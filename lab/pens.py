@@ -121,7 +121,8 @@ class Page:
             how += f' paint-order="stroke" stroke="{behind}" stroke-width="4"'
         how += f' fill="{colour}"' if colour else ""
         where = f'x="{x:.1f}" y="{y:.1f}" font-size="{size * DOTS / 72:.1f}"'
-        self.parts.append(f"<text {where}{how}>{html.escape(readable(text))}</text>")
+        words = html.escape(readable(text)).replace("  ", "\u00a0 ")  # a page makes one space of many
+        self.parts.append(f"<text {where}{how}>{words}</text>")
 
     def lines(self, segments, colour, width=0.7) -> None:  # noqa: ANN001
         path = "".join("M{:.1f} {:.1f}L{:.1f} {:.1f}".format(*(DOTS * part for part in line)) for line in segments)

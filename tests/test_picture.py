@@ -166,6 +166,11 @@ def test_pictures_on_one_page_do_not_share_names() -> None:
         assert set(re.findall(r"url\(#([^)]+)\)", text)) == own
 
 
+def test_a_caption_keeps_its_parts_apart() -> None:
+    texts = [text.text for text in page_of(leaky(6)).iter(f"{SVG}text")]
+    assert [text.split("\u00a0") for text in texts if "query" in text][0][0] == "↓ query (who looks)"
+
+
 def test_tokens_are_escaped() -> None:
     root = page_of(draw.mask(masks.causal(2), ["<b>", '"&'], title="<i>"))
     assert {"<b>", '"&', "<i>"} <= {text.text for text in root.iter(f"{SVG}text")}
