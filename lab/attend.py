@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .grid import Grid
 from .grid_picture import GridPicture, check_labels
+from .masks import causal as causal_mask
 from .states import Cell
 
 AXES = ("↓ query (who looks)", "→ key (what is looked at)")
@@ -176,7 +177,7 @@ def conjunction(
     if keys is not None:
         steps = {"cross-attention: the key is real": real}
     else:
-        past = torch.ones(len(queries), len(queries), dtype=torch.bool).tril()
+        past = causal_mask(len(queries))
         steps = {"the key is real": real, "the key is not in the future": past, "both": real & past}
         steps = steps if causal else {"the key is real": real}
     should = list(steps.values())[-1]

@@ -57,7 +57,7 @@ class Grid:
 
     def alarmed(self) -> tuple[set[int], set[int]]:
         """The rows and columns with a cell that is marked in the margin: those of grids without room for symbols."""
-        if self.width >= SPARSE:
+        if not self.sparse:
             return set(), set()
         at = [(i, j) for i, row in enumerate(self.cells) for j, cell in enumerate(row) if cell.look.alarm]
         return {i for i, _ in at}, {j for _, j in at}

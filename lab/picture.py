@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -50,8 +49,8 @@ class Picture:
         content = canvas.render(self.figure(theme), form)
         if form != "svg":
             return content
-        described = f' role="img" aria-label="{html.escape(self.alt)}"'
-        return re.sub(rb"<svg ", b"<svg" + described.encode() + b" ", content, count=1)
+        described = f'<svg role="img" aria-label="{html.escape(self.alt)}" '
+        return content.replace(b"<svg ", described.encode(), 1)
 
     def save(self, path: str | Path, theme: str | None = None) -> Path:
         """Write it as .svg or .png. Raises ValueError for another suffix, OSError where it cannot be written."""

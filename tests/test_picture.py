@@ -240,6 +240,8 @@ def test_an_svg_says_what_it_shows() -> None:
     shown = draw.bars({'a "b" <c>': 1}, xlabel="x", title="T")
     root = ElementTree.fromstring(shown.render("svg"))
     assert root.get("role") == "img" and root.get("aria-label") == shown.alt == 'T: x: a "b" <c> 1.'
+    escaped = draw.bars({r"\u65e5 \1": 1}, xlabel="x")  # an escaped token is no pattern
+    assert ElementTree.fromstring(escaped.render("svg")).get("aria-label") == escaped.alt
 
 
 def test_save_makes_the_folder_and_says_where_it_cannot(tmp_path: Path) -> None:
