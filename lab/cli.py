@@ -270,6 +270,9 @@ def experiment(
     collect: Annotated[
         Path | None, typer.Option(help="Write NAME.csv and NAME_curves.csv of the finished runs there, and stop.")
     ] = None,
+    register: Annotated[
+        bool, typer.Option("--register", help="prediction: write what the ladder's fit expects, and stop.")
+    ] = False,
     device: Device = "cpu",
     data_dir: DataDir = None,
 ) -> None:
@@ -284,6 +287,11 @@ def experiment(
     if list_:
         for plan in plans:
             print(experiments.status(out / name / plan.name, plan))
+        return
+    if register and name != "prediction":
+        raise ValueError(f"--register is of the experiment prediction, not of {name}; leave it out.")
+    if register:
+        print(experiments.register(plans))
         return
     if name == "prediction":
         experiments.require_registered(plans)

@@ -18,6 +18,11 @@ from . import checks
 from .attend import conjunction as conjunction
 from .attend import mask as mask
 from .attend import weights as weights
+from .charts import Effect as Effect
+from .charts import Line as Line
+from .charts import Points as Points
+from .charts import chart as chart
+from .charts import effects as effects
 from .grid import Grid
 from .grid_picture import GridPicture, check_labels
 from .labels import IGNORE_INDEX

@@ -17,6 +17,8 @@ from lab.config import TrainConfig
 from lab.experiments import Data, Plan, budgets, chosen, collect, run_all, runner
 from lab.experiments.collect import COLUMNS
 from lab.experiments.plan import stable_steps
+from lab.language_model import LanguageModel
+from lab.published import Law
 from lab.trainer import planned_rates
 
 SHAPE = {"d_model": 16, "num_heads": 2, "num_layers": 1, "d_ff": 32, "max_seq_len": 16, "dropout": 0.1}
@@ -129,6 +131,20 @@ def test_collecting_again_gives_the_same_bytes(done):
     first = [path.read_bytes() for path in collect("test", out, out / "csv")]
     assert [path.read_bytes() for path in collect("test", out, out / "again")] == first
     assert first[1].count(b"\n") > 20
+
+
+def test_rows_of_runs_that_were_done_elsewhere_stay(done, tmp_path):
+    out, _ = done
+    paths = collect("test", out, tmp_path / "csv")
+    whole = [path.read_bytes() for path in paths]
+    (tmp_path / "runs" / "test").mkdir(parents=True)
+    (tmp_path / "runs" / "test" / "straight").symlink_to(out / "test" / "straight")
+    assert [path.read_bytes() for path in collect("test", tmp_path / "runs", tmp_path / "csv")] == whole
+    stale = whole[0].decode().replace("straight,", "straight,9", 1).encode()
+    assert stale != whole[0]
+    paths[0].write_bytes(stale)
+    collect("test", tmp_path / "runs", tmp_path / "csv")
+    assert paths[0].read_bytes() == whole[0]  # what is run again replaces what was there
 
 
 def test_curves_average_the_steps_between_their_points(done):
@@ -257,6 +273,30 @@ def test_the_held_out_run_waits_for_its_prediction(tmp_path):
     experiments.require_registered(plans, path)
 
 
+def test_a_prediction_is_what_the_fit_of_the_ladder_expects_and_is_written_once(tmp_path):
+    """The ladder is drawn from a known law, which the registered losses must then follow."""
+    plans, ladder = experiments.plans_of("prediction"), tmp_path / "ladder.csv"
+    law = Law(30.0, 60.0, 3.0, 0.3, 0.3)
+    rows = [f"{n},{d},{6 * n * d},{law.loss(n, d)},f{n}" for n in (2e5, 5e5, 1e6, 2e6, 4e6) for d in (3e5, 1e6, 4e6)]
+    with pytest.raises(FileNotFoundError, match="there is no .*ladder.csv; run `lab experiment ladder`"):
+        experiments.register(plans, ladder, tmp_path / "prediction.csv")
+    ladder.write_text("parameters,tokens,flops,loss,family\n" + "\n".join(rows), encoding="utf-8")
+    path = experiments.register(plans, ladder, tmp_path / "prediction.csv")
+    experiments.require_registered(plans, path)
+    with path.open(encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["run"] for row in found] == [plan.name for plan in plans if not plan.stage]
+    for row, plan in zip(found, (plan for plan in plans if not plan.stage), strict=True):
+        model = LanguageModel(plan.config(plan.data.vocab_size, 0))
+        total = sum(p.numel() for p in model.parameters())
+        assert int(row["parameters"]) == total and int(row["tokens"]) == plan.tokens and row["fitted"] == "15"
+        assert float(row["predicted"]) == pytest.approx(law.loss(total, plan.tokens), rel=1e-3)
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match="holds a prediction already"):
+        experiments.register(plans, ladder, path)
+    assert path.read_bytes() == before
+
+
 def call(*arguments):
     result = CliRunner().invoke(app, ["experiment", *map(str, arguments)])
     return f"{result.output}{result.exception or ''}"
@@ -270,4 +310,5 @@ def test_the_command_runs_lists_and_collects(data, tmp_path, monkeypatch):
     said = call("mine", "--out", tmp_path, "--list")
     assert "finished, loss" in said.splitlines()[0] and "not begun" in said.splitlines()[1]
     assert "mine_curves.csv" in call("mine", "--out", tmp_path, "--collect", tmp_path / "csv")
+    assert "--register is of the experiment prediction" in call("ladder", "--out", tmp_path, "--register")
     assert "unknown experiment 'ladders'. Did you mean 'ladder'" in call("ladders", "--out", tmp_path)

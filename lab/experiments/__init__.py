@@ -7,8 +7,9 @@ from collections.abc import Callable
 from ..config import unknown
 from .causes import causes
 from .collect import collect
-from .ladder import ladder, prediction, rates, require_registered
+from .ladder import ladder, prediction, rates
 from .plan import Data, Plan, budgets, chosen
+from .registered import register, require_registered
 from .runner import run_all, status
 from .sizes import sizes
 
@@ -20,8 +21,10 @@ EXPERIMENTS: dict[str, Callable[[str], list[Plan]]] = {
     "sizes": sizes,
 }
 
-__all__ = ["EXPERIMENTS", "Data", "Plan", "budgets", "chosen", "collect", "names", "plans_of", "require_registered",
-           "run_all", "status"]  # fmt: skip
+__all__ = [
+    "EXPERIMENTS", "Data", "Plan", "budgets", "chosen", "collect", "names", "plans_of", "register",
+    "require_registered", "run_all", "status",
+]  # fmt: skip
 
 
 def names() -> list[str]:

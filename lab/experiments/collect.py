@@ -27,24 +27,35 @@ UNITS = {"event", "step", "loss", "tokens"}  # of a validation record; what else
 def collect(experiment: str, out: Path, to: Path) -> tuple[Path, Path]:
     """Write `to`/NAME.csv and `to`/NAME_curves.csv of the finished runs in `out`/NAME -> their paths.
 
-    The same folders give the same bytes. A run that others go on from has no row: its steps are theirs. Raises
-    ValueError where no run is finished.
+    Rows that are there already stay, but for those of the runs in `out`: an experiment may be run in parts, on several
+    machines, and a part of it again. The same folders give the same bytes. A run that others go on from has no row: its
+    steps are theirs. Raises ValueError where no run is finished.
     """
     folders = [folder for folder in (out / experiment).glob("*") if is_done(folder)]
     found = sorted((read_run(folder) for folder in folders), key=lambda run: natural(run[0]["run"]))
     if not found:
         raise ValueError(f"no finished run in {out / experiment}; run `lab experiment {experiment} --out {out}` first.")
-    rows = [row for row, _ in found]
-    own = sorted({name for row in rows for name in row} - set(COLUMNS))
-    curves = [point for _, points in found for point in points]
-    extra = sorted({name for point in curves for name in point} - set(CURVE_COLUMNS))
-    to.mkdir(parents=True, exist_ok=True)
     # The prediction that is tested has a file of that name already, written before its runs.
     stem = "prediction_runs" if experiment == "prediction" else experiment
     paths = to / f"{stem}.csv", to / f"{stem}_curves.csv"
+    done = {row["run"] for row, _ in found}
+    rows = merged(paths[0], [row for row, _ in found], done)
+    curves = merged(paths[1], [point for _, points in found for point in points], done)
+    own = sorted({name for row in rows for name in row} - set(COLUMNS))
+    extra = sorted({name for point in curves for name in point} - set(CURVE_COLUMNS))
+    to.mkdir(parents=True, exist_ok=True)
     write(paths[0], ["run", *own, *COLUMNS[1:]], rows)
     write(paths[1], [*CURVE_COLUMNS, *extra], curves)
     return paths
+
+
+def merged(path: Path, rows: Sequence[Row], done: set[str]) -> list[Row]:
+    """The rows and those that the CSV has of other runs than `done`, by run; the rows of a run stay in their order."""
+    kept: list[Row] = []
+    if path.is_file():
+        with path.open(encoding="utf-8", newline="") as file:
+            kept = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file) if row["run"] not in done]
+    return sorted([*rows, *kept], key=lambda row: natural(row["run"]))
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:

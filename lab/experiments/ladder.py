@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..config import TrainConfig
 from .plan import Plan, budgets, thousands
@@ -30,7 +28,6 @@ SIZES = {
 }
 HELD_OUT = {224: (7, 7, 2048)}  # 4.2 million, a third larger than any that the fit sees
 BUDGETS = (512, 1024, 2048, 4096, 8192)
-REGISTERED = Path("figures/data/prediction.csv")  # columns run, predicted, low, high; written before the run
 
 
 def rate(d_model: int) -> float:
@@ -97,16 +94,3 @@ def prediction() -> list[Plan]:
         for d, (layers, heads, longest) in HELD_OUT.items()
         for plan in family(d, layers, heads, 0, [longest // 2, longest])
     ]
-
-
-def require_registered(plans: Sequence[Plan], path: Path = REGISTERED) -> None:
-    """Raises ValueError where a run has no prediction yet: after the run it would be none."""
-    known = set()
-    if path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
-            known = {row.get("run") for row in csv.DictReader(file) if row.get("predicted")}
-    if missing := [plan.name for plan in plans if not plan.stage and plan.name not in known]:
-        raise ValueError(
-            f"{path} holds no prediction for {', '.join(missing)}: fit the ladder and write its rows (run, predicted, "
-            "low, high) before the run that tests it."
-        )

@@ -1,0 +1,279 @@
+"""Charts of measurements: curves with bands and points with error bars on plain-number axes, and effects by seed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
+
+from .canvas import Theme, fit, number
+from .picture import Picture
+from .plots import plot
+from .published import short
+
+MARKS = "os^Dv<>pPX"
+DASHES = ("-", "--", "-.", ":")
+INSIDE = 6  # labels of a legend that stands in the chart; a longer one stands beside it
+
+
+@dataclass(frozen=True)
+class Series:
+    """label, and x, y (n,) each. low, high: its interval at each x, (n,) each, or None. The same label, the same look.
+
+    Raises ValueError for none, for lengths that differ, and for half an interval.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("x", "y", "low", "high"):
+            values = getattr(self, name)
+            if values is not None:
+                object.__setattr__(self, name, np.atleast_1d(np.asarray(values, float)))
+        if len(self.x) != len(self.y) or not len(self.x):
+            raise ValueError(f"{self.label!r} has {len(self.x)} x and {len(self.y)} y; they go in pairs, one at least.")
+        if (self.low is None) != (self.high is None):
+            raise ValueError(f"{self.label!r} has {'no low' if self.low is None else 'no high'}; an interval has both.")
+        if self.low is not None and not len(self.low) == len(self.high) == len(self.x):
+            raise ValueError(f"{self.label!r} has {len(self.low)} low, {len(self.high)} high and {len(self.x)} x.")
+
+
+class Line(Series):
+    """A curve with its band."""
+
+
+class Points(Series):
+    """Marks with their error bars."""
+
+
+def chart(
+    series: Sequence[Series],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    logx: bool = False,
+    logy: bool = False,
+    note: str = "",
+    alt: str = "",
+) -> Picture:
+    """Lines and points over one pair of axes. note: below them, for sources. alt: added to what it says of itself.
+
+    Raises ValueError for no series, and for a logarithmic axis of what is not above 0.
+    """
+    series = list(series)
+    if not series:
+        raise ValueError("there is nothing to draw; give Line(label, x, y) or Points(label, x, y).")
+    for one in series:
+        for name, log in (("x", logx), ("y", logy)):
+            if log and getattr(one, name).min() <= 0:
+                raise ValueError(
+                    f"{one.label!r} has a {name} of {getattr(one, name).min():g}; its axis is a logarithm."
+                )
+    labels = list(dict.fromkeys(one.label for one in series))
+
+    def make(theme: Theme) -> Figure:
+        figure, axes = plot(theme, title, 4.4, xlabel=xlabel, ylabel=ylabel)
+        axes.set(xscale="log" if logx else "linear", yscale="log" if logy else "linear")
+        for one in series:
+            put(axes, theme, one, labels.index(one.label))
+        for axis, log in ((axes.xaxis, logx), (axes.yaxis, logy)):
+            plain(axis, log)
+        axes.grid(linewidth=0.6)
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if len(labels) > INSIDE else {}
+        if len(labels) > 1 or labels[0]:
+            axes.legend(*legend(axes, labels), frameon=False, fontsize=9.5, **beside)
+        remark(figure, theme, note)
+        return figure
+
+    def table() -> Any:
+        import pandas
+
+        return pandas.concat([frame(one, xlabel, ylabel) for one in series], ignore_index=True)
+
+    said = f"{ylabel} by {xlabel}: {'; '.join(in_words(one) for one in series)}."
+    return Picture(make, " ".join(filter(None, [f"{title}." if title else "", said, alt])), table, title)
+
+
+def put(axes: Any, theme: Theme, one: Series, number_: int) -> None:
+    colour = theme.lines[number_ % len(theme.lines)][0]
+    mark, dash = MARKS[number_ % len(MARKS)], DASHES[number_ % len(DASHES)]
+    label = shorter(one.label)
+    if isinstance(one, Points):
+        error = None if one.low is None else [np.maximum(0, one.y - one.low), np.maximum(0, one.high - one.y)]
+        how = {"fmt": mark, "color": colour, "markersize": 6, "capsize": 3, "elinewidth": 1.2, "zorder": 3}
+        axes.errorbar(one.x, one.y, yerr=error, label=label, **how)
+        return
+    if one.low is not None:
+        axes.fill_between(one.x, one.low, one.high, color=theme.tint(colour, 0.18), linewidth=0, zorder=1)
+        for edge in (one.low, one.high):  # the band is seen without its colour too
+            axes.plot(one.x, edge, color=colour, linewidth=0.5, zorder=1)
+    every = max(1, len(one.x) // 8)
+    how = {"color": colour, "linestyle": dash, "linewidth": 1.8, "zorder": 2}
+    # Markers of a curve that was computed at many points stand apart; those of a few measurements are all there.
+    axes.plot(one.x, one.y, label=label, marker=mark, markevery=(every // 2, every), markersize=5, **how)
+
+
+def legend(axes: Any, labels: Sequence[str]) -> tuple[list[Any], list[str]]:
+    """One entry a label, in the order in which the series were given."""
+    handles: dict[str, Any] = {}
+    for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+        handles.setdefault(label, handle)
+    shown = [shorter(label) for label in labels]
+    return [handles[label] for label in shown], shown
+
+
+def shorter(label: str) -> str:
+    return fit(label, 4, 11).replace("$", r"\$")
+
+
+def plain(axis: Any, log: bool) -> None:
+    """Ticks in plain numbers: 500k, 1M, 2M."""
+    axis.set_major_formatter(lambda value, _: short(value) if abs(value) >= 1000 else number(value))
+    if not log:
+        return
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(FixedLocator(ticks(low, high)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Three to eight round numbers between two, evenly spread on a logarithmic axis."""
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        found = [float(f"{step * 10.0**k:.12g}") for k in decades for step in steps]
+        found = [value for value in found if low <= value <= high]
+        if len(found) >= 4:
+            break
+    else:
+        found = [value for value in MaxNLocator(6).tick_values(low, high) if low <= value <= high]
+    return found[:: max(1, -(-len(found) // 8))]
+
+
+def remark(figure: Figure, theme: Theme, note: str) -> None:
+    """Below everything, in small letters."""
+    if note:
+        import textwrap
+
+        lines = [line for part in note.split("\n") for line in textwrap.wrap(part, 110)]
+        text = "\n".join(lines).replace("$", r"\$")
+        # Under the label of the axis; what is saved is cut to what there is.
+        figure.text(0.125, -0.045, text, size=8.5, color=theme.ink, va="top", ha="left")
+
+
+def in_words(one: Series) -> str:
+    def at(i: int) -> str:
+        between = "" if one.low is None else f" ({number(one.low[i])} to {number(one.high[i])})"
+        return f"{number(one.y[i])}{between} at {short(one.x[i]) if one.x[i] >= 1000 else number(one.x[i])}"
+
+    ends = f"{at(0)}, {at(len(one.x) - 1)}" if len(one.x) > 1 else at(0)
+    return f"{one.label} {ends}".strip()
+
+
+def frame(one: Series, xlabel: str, ylabel: str) -> Any:
+    import pandas
+
+    values = {"series": one.label, xlabel or "x": one.x, ylabel or "y": one.y}
+    return pandas.DataFrame(values | ({} if one.low is None else {"low": one.low, "high": one.high}))
+
+
+@dataclass(frozen=True)
+class Effect:
+    """values: one a seed, in the unit of the axis. Raises ValueError for none."""
+
+    group: str
+    label: str
+    values: Sequence[float]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", np.atleast_1d(np.asarray(self.values, float)))
+        if not len(self.values):
+            raise ValueError(f"{self.group} {self.label!r} has no value; give one a seed.")
+
+    @property
+    def mean(self) -> float:
+        return float(self.values.mean())
+
+    def __str__(self) -> str:
+        if len(self.values) == 1:
+            return f"{self.mean:+.3f} (one seed)"
+        return f"{self.mean:+.3f} ({self.values.min():+.3f} to {self.values.max():+.3f})"
+
+
+def effects(
+    rows: Sequence[Effect], *, xlabel: str, title: str = "", zero: str = "", note: str = "", alt: str = ""
+) -> Picture:
+    """A row for each effect: each seed as a mark, the mean, the range of the seeds. Groups in the order of their first.
+
+    zero: what the line at 0 stands for. Raises ValueError for no row.
+    """
+    groups: dict[str, list[Effect]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    if not groups:
+        raise ValueError("there is nothing to draw; give Effect(group, label, values).")
+    count = len(rows) + sum(bool(group) for group in groups)
+
+    def make(theme: Theme) -> Figure:
+        figure, axes = plot(theme, title, 1.1 + 0.29 * count, xlabel=xlabel)
+        names, heads, at = {}, {}, itertools.count()
+        ends = [value for row in rows for value in row.values]
+        for position, (group, members) in enumerate(groups.items()):
+            colour, _, mark = theme.lines[position % len(theme.lines)]
+            if group:
+                heads[y := next(at)] = group
+                axes.axhspan(y - 0.5, y + 0.5, color=theme.tint("grey", 0.14), linewidth=0, zorder=0)
+            for row in members:
+                names[y := next(at)] = row.label
+                line = {"color": colour, "linewidth": 2, "solid_capstyle": "butt"}
+                axes.plot([row.values.min(), row.values.max()], [y, y], **line)
+                each = {"marker": "|", "color": colour, "markersize": 9, "linestyle": "none", "markeredgewidth": 1.4}
+                axes.plot(row.values, [y] * len(row.values), **each)
+                axes.plot([row.mean], [y], marker=mark, color=colour, markersize=7, zorder=3)
+                axes.annotate(f"{row.mean:+.3f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", size=9.5)
+        axes.axvline(0, color=theme.ink, linewidth=1, zorder=1)
+        if zero:
+            axes.annotate(fit(f"0: {zero}", 5, 9), (0, 1.0), xycoords=("data", "axes fraction"), xytext=(4, 3),
+                          textcoords="offset points", size=9, va="bottom")  # fmt: skip
+        axes.set_yticks(
+            [*names, *heads], [fit(text, 3.2, 11).replace("$", r"\$") for text in [*names.values(), *heads.values()]]
+        )
+        for tick, y in zip(axes.get_yticklabels(), [*names, *heads], strict=True):
+            tick.set_fontweight("bold" if y in heads else "normal")
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(count - 0.5, -0.5)
+        low, high = min(0, *ends), max(0, *ends)
+        axes.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+        axes.grid(axis="x", linewidth=0.6)
+        if zero:
+            axes.set_title(title.replace("$", r"\$"), pad=18)
+        remark(figure, theme, note)
+        return figure
+
+    def table() -> Any:
+        import pandas
+
+        columns: Mapping[str, Any] = {
+            "group": [row.group for row in rows],
+            "label": [row.label for row in rows],
+            "mean": [row.mean for row in rows],
+            "lowest": [row.values.min() for row in rows],
+            "highest": [row.values.max() for row in rows],
+            "seeds": [len(row.values) for row in rows],
+        }
+        return pandas.DataFrame(columns)
+
+    said = "; ".join(f"{f'{row.group}, ' if row.group else ''}{row.label} {row}" for row in rows)
+    return Picture(
+        make, " ".join(filter(None, [f"{title}." if title else "", f"{xlabel}: {said}.", alt])), table, title
+    )

@@ -1,0 +1,1 @@
+"""Pictures of the shipped experiments, each drawn from the tables in figures/data alone."""
