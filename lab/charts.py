@@ -68,6 +68,8 @@ def chart(
 ) -> Picture:
     """Lines and points over one pair of axes. note: below them, for sources. alt: added to what it says of itself.
 
+    Marks are of what was measured: beside points, a line has none.
+
     Raises ValueError for no series, and for a logarithmic axis of what is not above 0.
     """
     series = list(series)
@@ -84,14 +86,15 @@ def chart(
     def make(theme: Theme) -> Figure:
         figure, axes = plot(theme, title, 4.4, xlabel=xlabel, ylabel=ylabel)
         axes.set(xscale="log" if logx else "linear", yscale="log" if logy else "linear")
+        measured = any(isinstance(one, Points) for one in series)
         for one in series:
-            put(axes, theme, one, labels.index(one.label))
+            put(axes, theme, one, labels.index(one.label), marked=not measured)
         for axis, log in ((axes.xaxis, logx), (axes.yaxis, logy)):
             plain(axis, log)
         axes.grid(linewidth=0.6)
         beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if len(labels) > INSIDE else {}
         if len(labels) > 1 or labels[0]:
-            axes.legend(*legend(axes, labels), frameon=False, fontsize=9.5, **beside)
+            axes.legend(*legend(axes, labels), frameon=False, fontsize=9.5, handlelength=3, **beside)
         remark(figure, theme, note)
         return figure
 
@@ -104,10 +107,19 @@ def chart(
     return Picture(make, " ".join(filter(None, [f"{title}." if title else "", said, alt])), table, title)
 
 
-def put(axes: Any, theme: Theme, one: Series, number_: int) -> None:
+def rounded(one: Series) -> Series:
+    """To six digits: what a fit computes differs in its last ones from machine to machine, and a picture must not."""
+    digits = {
+        name: None if values is None else [float(f"{value:.6g}") for value in values]
+        for name, values in ((name, getattr(one, name)) for name in ("x", "y", "low", "high"))
+    }
+    return type(one)(one.label, **digits)
+
+
+def put(axes: Any, theme: Theme, one: Series, number_: int, marked: bool) -> None:
+    one, label = rounded(one), shorter(one.label)
     colour = theme.lines[number_ % len(theme.lines)][0]
     mark, dash = MARKS[number_ % len(MARKS)], DASHES[number_ % len(DASHES)]
-    label = shorter(one.label)
     if isinstance(one, Points):
         error = None if one.low is None else [np.maximum(0, one.y - one.low), np.maximum(0, one.high - one.y)]
         how = {"fmt": mark, "color": colour, "markersize": 6, "capsize": 3, "elinewidth": 1.2, "zorder": 3}
@@ -117,19 +129,20 @@ def put(axes: Any, theme: Theme, one: Series, number_: int) -> None:
         axes.fill_between(one.x, one.low, one.high, color=theme.tint(colour, 0.18), linewidth=0, zorder=1)
         for edge in (one.low, one.high):  # the band is seen without its colour too
             axes.plot(one.x, edge, color=colour, linewidth=0.5, zorder=1)
-    every = max(1, len(one.x) // 8)
-    how = {"color": colour, "linestyle": dash, "linewidth": 1.8, "zorder": 2}
-    # Markers of a curve that was computed at many points stand apart; those of a few measurements are all there.
-    axes.plot(one.x, one.y, label=label, marker=mark, markevery=(every // 2, every), markersize=5, **how)
+    how = {"color": colour, "linestyle": dash, "linewidth": 1.8, "zorder": 2, "label": label}
+    if marked:
+        every = max(1, len(one.x) // 8)
+        how |= {"marker": mark, "markevery": (every // 2, every), "markersize": 5}
+    axes.plot(one.x, one.y, **how)
 
 
 def legend(axes: Any, labels: Sequence[str]) -> tuple[list[Any], list[str]]:
-    """One entry a label, in the order in which the series were given."""
-    handles: dict[str, Any] = {}
+    """One entry a label, points upon their line, in the order in which the series were given."""
+    handles: dict[str, list[Any]] = {}
     for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-        handles.setdefault(label, handle)
+        handles.setdefault(label, []).append(handle)
     shown = [shorter(label) for label in labels]
-    return [handles[label] for label in shown], shown
+    return [tuple(handles[label]) for label in shown], shown
 
 
 def shorter(label: str) -> str:

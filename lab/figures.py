@@ -1,4 +1,4 @@
-"""The committed figures: what is computed for each, the CSV that holds it, and the picture drawn from that alone."""
+"""The committed figures: what is measured for each, the CSV that holds it, and the picture drawn from that alone."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from .looking import CAUSES
 from .page import lines_of, page
 from .picture import Picture
 from .report import Report
+from .results import CHARTS, Chart
 from .seen import seen
 
 
@@ -167,7 +168,7 @@ class Text:
         return page(data, self.alt)
 
 
-FIGURES: dict[str, Sheet | Text] = {
+FIGURES: dict[str, Sheet | Text | Chart] = {
     "fault_matrix": Sheet(
         fault_matrix,
         "A table of faults against checks. The two healthy models trip no check; grey cells are checks that cannot be "
@@ -225,25 +226,37 @@ FIGURES: dict[str, Sheet | Text] = {
         "inputs on padded batches, and evaluate() and generate() that leave the model in eval. Each finding has "
         "its severity, its file and lines, evidence and repair; below stand the checks that passed or were skipped.",
     ),
+    **CHARTS,
 }
 
 
-def compute(name: str, out: Path) -> Path:
-    """Measure again what stands on a figure: out/data/NAME.csv."""
-    return put(Path(out) / "data" / f"{name}.csv", FIGURES[name].data())
+def tables(name: str) -> tuple[str, ...]:
+    """The CSVs in data/ that a figure is drawn from, without their suffix."""
+    figure = FIGURES[name]
+    return figure.tables if isinstance(figure, Chart) else (name,)
+
+
+def compute(name: str, out: Path) -> Path | None:
+    """Measure again what stands on a figure: out/data/NAME.csv. None for a chart of runs, which train for hours."""
+    figure = FIGURES[name]
+    return None if isinstance(figure, Chart) else put(Path(out) / "data" / f"{name}.csv", figure.data())
 
 
 def write(name: str, out: Path, theme: str | None = "light") -> Path:
-    """Draw one figure from out/data/NAME.csv: out/NAME.svg. Raises FileNotFoundError where there is no such CSV."""
-    path = Path(out) / "data" / f"{name}.csv"
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}; measure it with `lab figures --recompute`.")
-    return FIGURES[name].picture(path.read_bytes()).save(Path(out) / f"{name}.svg", theme)
+    """Draw one figure from its CSVs in out/data: out/NAME.svg. Raises FileNotFoundError where one is not there."""
+    figure = FIGURES[name]
+    paths = [Path(out) / "data" / f"{table}.csv" for table in tables(name)]
+    for path in paths:
+        if not path.is_file():
+            how = "`lab figures --recompute`" if not isinstance(figure, Chart) else f"`lab experiment {path.stem}`"
+            raise FileNotFoundError(f"there is no {path}; measure it with {how}.")
+    picture = figure.picture(*paths) if isinstance(figure, Chart) else figure.picture(paths[0].read_bytes())
+    return picture.save(Path(out) / f"{name}.svg", theme)
 
 
 def write_all(out: Path, recompute: bool = False, theme: str | None = "light") -> Iterator[Path]:
-    """Draw all of them, each after its CSV was measured again if that is asked."""
+    """Draw all of them, each after its CSV was measured again if that is asked; the runs of experiments stay."""
     for name in FIGURES:
-        if recompute:
-            yield compute(name, out)
+        if recompute and (path := compute(name, out)) is not None:
+            yield path
         yield write(name, out, theme)

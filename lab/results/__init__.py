@@ -1,1 +1,31 @@
 """Pictures of the shipped experiments, each drawn from the tables in figures/data alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from ..picture import Picture
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A committed chart. function: "module:name" in this package, which takes the tables as DataFrames, in order.
+
+    `lab experiment` measures its tables, and `lab figures --recompute` does not.
+    """
+
+    function: str
+    tables: tuple[str, ...]
+
+    def picture(self, *paths: Path) -> Picture:
+        """Drawn from these CSVs, one for each of `tables`."""
+        import pandas
+
+        module, _, name = self.function.partition(":")
+        draw = getattr(import_module(f"{__name__}.{module}"), name)
+        return draw(*(pandas.read_csv(path) for path in paths))
+
+
+CHARTS: dict[str, Chart] = {}
