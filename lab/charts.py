@@ -150,14 +150,20 @@ def shorter(label: str) -> str:
 
 
 def plain(axis: Any, log: bool) -> None:
-    """Ticks in plain numbers: 500k, 1M, 2M."""
-    axis.set_major_formatter(lambda value, _: short(value) if abs(value) >= 1000 else number(value))
+    """Ticks in plain numbers: 0.0001, 500k, 1M."""
+    axis.set_major_formatter(lambda value, _: in_plain(value))
     if not log:
         return
     low, high = axis.get_view_interval()
     axis.set_major_locator(FixedLocator(ticks(low, high)))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
+
+
+def in_plain(value: float) -> str:
+    if abs(value) >= 1000:
+        return short(value)
+    return number(value) if abs(value) >= 1e-3 or not value else f"{value:.12f}".rstrip("0")
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -187,7 +193,7 @@ def remark(figure: Figure, theme: Theme, note: str) -> None:
 def in_words(one: Series) -> str:
     def at(i: int) -> str:
         between = "" if one.low is None else f" ({number(one.low[i])} to {number(one.high[i])})"
-        return f"{number(one.y[i])}{between} at {short(one.x[i]) if one.x[i] >= 1000 else number(one.x[i])}"
+        return f"{number(one.y[i])}{between} at {in_plain(one.x[i])}"
 
     ends = f"{at(0)}, {at(len(one.x) - 1)}" if len(one.x) > 1 else at(0)
     return f"{one.label} {ends}".strip()

@@ -26,6 +26,11 @@ def test_a_logarithmic_axis_has_plain_numbers():
     assert not any("10^" in text or "$" in text for text in labels(axes.xaxis) + labels(axes.yaxis))
 
 
+def test_small_numbers_are_plain_too():
+    axes = axes_of(draw.chart([draw.Points("", [1, 2], [2e-5, 0.4])], **AXES, logy=True))
+    assert "0.0001" in labels(axes.yaxis) and not any("e" in text for text in labels(axes.yaxis))
+
+
 @pytest.mark.parametrize("low, high", [(1, 1.2), (4.3, 6.5), (2.3e5, 4.2e6), (1e12, 3e19), (0.9, 11)])
 def test_ticks_are_few_round_and_inside(low, high):
     found = ticks(low, high)
