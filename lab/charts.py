@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from .canvas import Theme, fit, number
 from .picture import Picture
@@ -18,12 +20,15 @@ from .published import short
 
 MARKS = "os^Dv<>pPX"
 DASHES = ("-", "--", "-.", ":")
-INSIDE = 6  # labels of a legend that stands in the chart; a longer one stands beside it
+NOTE = 0.62  # inches from the axis down to the note: ticks and label are between
+APART = 0.07  # of a logarithmic axis: two numbers at its ticks stand no nearer
 
 
 @dataclass(frozen=True)
 class Series:
     """label, and x, y (n,) each. low, high: its interval at each x, (n,) each, or None. The same label, the same look.
+
+    framed: to be found again among others, so points are large and hollow, and a line broad and grey behind all.
 
     Raises ValueError for none, for lengths that differ, and for half an interval.
     """
@@ -33,6 +38,7 @@ class Series:
     y: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
+    framed: bool = False
 
     def __post_init__(self) -> None:
         for name in ("x", "y", "low", "high"):
@@ -68,7 +74,8 @@ def chart(
 ) -> Picture:
     """Lines and points over one pair of axes. note: below them, for sources. alt: added to what it says of itself.
 
-    Marks are of what was measured: beside points, a line has none.
+    Marks are of what was measured: beside points, a line has none. A band that goes far beyond all else is cut at the
+    frame, and the note says so.
 
     Raises ValueError for no series, and for a logarithmic axis of what is not above 0.
     """
@@ -82,6 +89,8 @@ def chart(
                     f"{one.label!r} has a {name} of {getattr(one, name).min():g}; its axis is a logarithm."
                 )
     labels = list(dict.fromkeys(one.label for one in series))
+    bottom, top, cut = limits(series, logy)
+    note = f"{note} A band is cut at the frame.".strip() if cut else note
 
     def make(theme: Theme) -> Figure:
         figure, axes = plot(theme, title, 4.4, xlabel=xlabel, ylabel=ylabel)
@@ -89,13 +98,15 @@ def chart(
         measured = any(isinstance(one, Points) for one in series)
         for one in series:
             put(axes, theme, one, labels.index(one.label), marked=not measured)
-        for axis, log in ((axes.xaxis, logx), (axes.yaxis, logy)):
-            plain(axis, log)
+        if cut:
+            axes.set_ylim(bottom, top)
+        plain(axes.xaxis, logx, [float(x) for one in series if isinstance(one, Points) for x in one.x])
+        plain(axes.yaxis, logy)
         axes.grid(linewidth=0.6)
-        beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if len(labels) > INSIDE else {}
-        if len(labels) > 1 or labels[0]:
+        if len(labels) > 1 or labels[0]:  # beside the chart: in it, it would hide something of some chart
+            beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
             axes.legend(*legend(axes, labels), frameon=False, fontsize=9.5, handlelength=3, **beside)
-        remark(figure, theme, note)
+        remark(axes, theme, note)
         return figure
 
     def table() -> Any:
@@ -103,8 +114,22 @@ def chart(
 
         return pandas.concat([frame(one, xlabel, ylabel) for one in series], ignore_index=True)
 
-    said = f"{ylabel} by {xlabel}: {'; '.join(in_words(one) for one in series)}."
+    joined = {(one.label, tuple(one.x)) for one in series if isinstance(one, Points)}
+    told = [one for one in series if isinstance(one, Points) or (one.label, tuple(one.x)) not in joined]
+    said = f"{ylabel} by {xlabel}: {'; '.join(in_words(one) for one in told)}."
     return Picture(make, " ".join(filter(None, [f"{title}." if title else "", said, alt])), table, title)
+
+
+def limits(series: Sequence[Series], log: bool) -> tuple[float, float, bool]:
+    """Lowest and highest of points, their bars and lines, with a margin; and does a band go beyond?"""
+    bands = [one for one in series if isinstance(one, Line) and one.low is not None]
+    bars = [v for one in series if isinstance(one, Points) and one.low is not None for v in (one.low, one.high)]
+    shown = np.concatenate([*(one.y for one in series), *bars])
+    scale, back = (np.log, np.exp) if log else (np.asarray, np.asarray)
+    low, high = float(scale(shown.min())), float(scale(shown.max()))
+    margin = 0.3 * (high - low) or 1.0
+    bottom, top = float(back(low - margin)), float(back(high + margin))
+    return bottom, top, any(band.low.min() < bottom or band.high.max() > top for band in bands)
 
 
 def rounded(one: Series) -> Series:
@@ -113,7 +138,7 @@ def rounded(one: Series) -> Series:
         name: None if values is None else [float(f"{value:.6g}") for value in values]
         for name, values in ((name, getattr(one, name)) for name in ("x", "y", "low", "high"))
     }
-    return type(one)(one.label, **digits)
+    return type(one)(one.label, **digits, framed=one.framed)
 
 
 def put(axes: Any, theme: Theme, one: Series, number_: int, marked: bool) -> None:
@@ -123,6 +148,8 @@ def put(axes: Any, theme: Theme, one: Series, number_: int, marked: bool) -> Non
     if isinstance(one, Points):
         error = None if one.low is None else [np.maximum(0, one.y - one.low), np.maximum(0, one.high - one.y)]
         how = {"fmt": mark, "color": colour, "markersize": 6, "capsize": 3, "elinewidth": 1.2, "zorder": 3}
+        if one.framed:
+            how |= {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 2}
         axes.errorbar(one.x, one.y, yerr=error, label=label, **how)
         return
     if one.low is not None:
@@ -133,6 +160,14 @@ def put(axes: Any, theme: Theme, one: Series, number_: int, marked: bool) -> Non
     if marked:
         every = max(1, len(one.x) // 8)
         how |= {"marker": mark, "markevery": (every // 2, every), "markersize": 5}
+    if one.framed:
+        how |= {
+            "color": theme.tint("grey", 0.5),
+            "linestyle": "-",
+            "linewidth": 7,
+            "solid_capstyle": "butt",
+            "zorder": 0,
+        }
     axes.plot(one.x, one.y, **how)
 
 
@@ -149,13 +184,15 @@ def shorter(label: str) -> str:
     return fit(label, 4, 11).replace("$", r"\$")
 
 
-def plain(axis: Any, log: bool) -> None:
-    """Ticks in plain numbers: 0.0001, 500k, 1M."""
+def plain(axis: Any, log: bool, measured: Sequence[float] = ()) -> None:
+    """Ticks in plain numbers (0.0001, 500k, 1M); on a logarithmic axis at what was measured, where that has room."""
     axis.set_major_formatter(lambda value, _: in_plain(value))
     if not log:
         return
     low, high = axis.get_view_interval()
-    axis.set_major_locator(FixedLocator(ticks(low, high)))
+    spots = sorted({float(f"{value:.3g}") for value in measured})
+    gaps = np.diff(np.log(spots)) if len(spots) > 2 else [0]
+    axis.set_major_locator(FixedLocator(spots if min(gaps) > APART * np.log(high / low) else ticks(low, high)))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
 
@@ -179,15 +216,14 @@ def ticks(low: float, high: float) -> list[float]:
     return found[:: max(1, -(-len(found) // 8))]
 
 
-def remark(figure: Figure, theme: Theme, note: str) -> None:
-    """Below everything, in small letters."""
-    if note:
-        import textwrap
-
-        lines = [line for part in note.split("\n") for line in textwrap.wrap(part, 110)]
-        text = "\n".join(lines).replace("$", r"\$")
-        # Under the label of the axis; what is saved is cut to what there is.
-        figure.text(0.125, -0.045, text, size=8.5, color=theme.ink, va="top", ha="left")
+def remark(axes: Any, theme: Theme, note: str) -> None:
+    """Below the label of the x axis, in small letters."""
+    if not note:
+        return
+    lines = [line for part in note.split("\n") for line in textwrap.wrap(part, 110)]
+    below = axes.transAxes + ScaledTranslation(0, -NOTE, axes.figure.dpi_scale_trans)
+    how = {"size": 8.5, "color": theme.ink, "va": "top", "ha": "left", "transform": below}
+    axes.figure.text(0, 0, "\n".join(lines).replace("$", r"\$"), **how)
 
 
 def in_words(one: Series) -> str:
@@ -202,8 +238,10 @@ def in_words(one: Series) -> str:
 def frame(one: Series, xlabel: str, ylabel: str) -> Any:
     import pandas
 
+    what = "points" if isinstance(one, Points) else "line"
     values = {"series": one.label, xlabel or "x": one.x, ylabel or "y": one.y}
-    return pandas.DataFrame(values | ({} if one.low is None else {"low": one.low, "high": one.high}))
+    bounds = {} if one.low is None else {"low": one.low, "high": one.high}
+    return pandas.DataFrame({**values, **bounds, "what": what})
 
 
 @dataclass(frozen=True)
@@ -225,8 +263,12 @@ class Effect:
 
     def __str__(self) -> str:
         if len(self.values) == 1:
-            return f"{self.mean:+.3f} (one seed)"
-        return f"{self.mean:+.3f} ({self.values.min():+.3f} to {self.values.max():+.3f})"
+            return f"{signed(self.mean)} (one seed)"
+        return f"{signed(self.mean)} ({signed(self.values.min())} to {signed(self.values.max())})"
+
+
+def signed(value: float) -> str:
+    return f"{round(value, 3) + 0.0:+.3f}"  # 0.0 takes the sign of what rounds to -0
 
 
 def effects(
@@ -259,7 +301,7 @@ def effects(
                 each = {"marker": "|", "color": colour, "markersize": 9, "linestyle": "none", "markeredgewidth": 1.4}
                 axes.plot(row.values, [y] * len(row.values), **each)
                 axes.plot([row.mean], [y], marker=mark, color=colour, markersize=7, zorder=3)
-                axes.annotate(f"{row.mean:+.3f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", size=9.5)
+                axes.annotate(signed(row.mean), (1.01, y), xycoords=("axes fraction", "data"), va="center", size=9.5)
         axes.axvline(0, color=theme.ink, linewidth=1, zorder=1)
         if zero:
             axes.annotate(fit(f"0: {zero}", 5, 9), (0, 1.0), xycoords=("data", "axes fraction"), xytext=(4, 3),
@@ -276,7 +318,7 @@ def effects(
         axes.grid(axis="x", linewidth=0.6)
         if zero:
             axes.set_title(title.replace("$", r"\$"), pad=18)
-        remark(figure, theme, note)
+        remark(axes, theme, note)
         return figure
 
     def table() -> Any:

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from .cli_claims import claims
+
 app = typer.Typer(
     help="Reproduce, catch, explain and repair what makes a transformer train badly.",
     no_args_is_help=True,
@@ -20,6 +22,7 @@ faults_app = typer.Typer(
     help="The faults: broken twins of healthy functions. Without a command, the list.", invoke_without_command=True
 )
 app.add_typer(faults_app, name="faults")
+app.command()(claims)
 
 Out = Annotated[Path, typer.Option("--out", help="Where the figures go.")]
 

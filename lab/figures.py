@@ -26,6 +26,7 @@ from .picture import Picture
 from .report import Report
 from .results import CHARTS, Chart
 from .seen import seen
+from .shipped import experiment
 
 
 def fault_matrix() -> GridPicture:
@@ -248,8 +249,8 @@ def write(name: str, out: Path, theme: str | None = "light") -> Path:
     paths = [Path(out) / "data" / f"{table}.csv" for table in tables(name)]
     for path in paths:
         if not path.is_file():
-            how = "`lab figures --recompute`" if not isinstance(figure, Chart) else f"`lab experiment {path.stem}`"
-            raise FileNotFoundError(f"there is no {path}; measure it with {how}.")
+            command = f"experiment {experiment(path.stem)}" if isinstance(figure, Chart) else "figures --recompute"
+            raise FileNotFoundError(f"there is no {path}; measure it with `lab {command}`.")
     picture = figure.picture(*paths) if isinstance(figure, Chart) else figure.picture(paths[0].read_bytes())
     return picture.save(Path(out) / f"{name}.svg", theme)
 

@@ -9,7 +9,11 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 FOLDER = Path(__file__).resolve().parents[1] / "figures" / "data"
-COMMANDS = {"prediction_runs": "prediction"}  # tables that another experiment than that of their name writes
+
+
+def experiment(name: str) -> str:
+    """The experiment that writes a table."""
+    return "prediction" if name.startswith("prediction") else name.removesuffix("_curves")
 
 
 def path(name: str) -> Path:
@@ -17,11 +21,10 @@ def path(name: str) -> Path:
     found = FOLDER / f"{name}.csv"
     if found.is_file():
         return found
-    experiment = COMMANDS.get(name, name.removesuffix("_curves"))
     there = ", ".join(sorted(file.stem for file in FOLDER.glob("*.csv"))) or "none"
     raise FileNotFoundError(
-        f"there is no table {name!r} in {FOLDER} (there: {there}). It comes with a checkout of the project; a run is "
-        f"added by `python -m lab experiment {experiment} --out runs`, then the same with `--collect figures/data`."
+        f"there is no table {name!r} in {FOLDER} (there: {there}). It comes with a checkout of the project; runs are "
+        f"added by `python -m lab experiment {experiment(name)} --out runs`, and again with `--collect figures/data`."
     )
 
 
@@ -30,3 +33,11 @@ def table(name: str) -> DataFrame:
     import pandas
 
     return pandas.read_csv(path(name))
+
+
+def optional(name: str) -> DataFrame | None:
+    """The table, None where it is not there yet: a prediction is older than its test."""
+    try:
+        return table(name)
+    except FileNotFoundError:
+        return None

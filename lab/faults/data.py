@@ -48,7 +48,7 @@ def texts_without_eos(
     return {"input_ids": shift_right(labels, bos_id, pad_id), "labels": labels}
 
 
-@fault("eos-cut-off", of="lab.labels:collate_pairs", caught_by="truncation", lesson="06_why_perplexity_70")
+@fault("eos-cut-off", of="lab.labels:collate_pairs", caught_by="truncation", lesson="05_never_stops")
 def cut_after_eos(
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     *,

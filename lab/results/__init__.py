@@ -28,4 +28,16 @@ class Chart:
         return draw(*(pandas.read_csv(path) for path in paths))
 
 
-CHARTS: dict[str, Chart] = {}
+CHARTS: dict[str, Chart] = {
+    "causes": Chart("causes:ranked", ("causes",)),
+    "context": Chart("causes:context", ("causes",)),
+    "peak_rate": Chart("causes:rates", ("causes",)),
+    "warmup": Chart("causes:warmups", ("causes", "causes_curves")),
+    "eos_probability": Chart("endings:probability", ("causes", "causes_curves")),
+    "eos_lengths": Chart("endings:lengths", ("causes",)),
+    "ladder_training": Chart("scaling:curves", ("ladder", "ladder_curves")),
+    "ladder_tokens": Chart("scaling:ends", ("ladder",)),
+    "ladder_flops": Chart("scaling:by_flops", ("ladder",)),
+    "ladder_fit": Chart("scaling:ladder_fit", ("ladder",)),
+    "prediction": Chart("predictions:prediction", ("prediction", "prediction_runs")),
+}

@@ -9,6 +9,7 @@ _HOME = {
     "Explorer": "base",
     "LossPlot": "loss_plot",
     "MaskExplorer": "mask_explorer",
+    "ScalingExplorer": "scaling_explorer",
     "ScheduleExplorer": "schedule_explorer",
     "SoftmaxRowExplorer": "softmax_row_explorer",
     "described": "loss_plot",

@@ -26,6 +26,7 @@ EXPLORERS = {
     "AttentionExplorer": ATTENTION.strip(),
     "SoftmaxRowExplorer": "SoftmaxRowExplorer()",
     "ScheduleExplorer": "ScheduleExplorer()",
+    "ScalingExplorer": "from lab.published import MUENNIGHOFF_2023 as law\nScalingExplorer({'one': law, 'two': law})",
 }
 CONTROLS = "[role=slider], select, input"
 
