@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import ipywidgets
+from matplotlib.figure import Figure
 
 from .. import canvas
 from ..config import unknown
+from ..pens import Page, Paper, Pen
 from ..picture import Picture
 
 # ipywidgets gives the handle of a slider no name, so a screen reader would say "slider, 5" and not of what; and it
@@ -36,6 +38,32 @@ const style = this; let left = 40;
 """
 NAMES = f'<style onload="{html.escape(" ".join(ON_LOAD.split()))}"></style>'
 Control = ipywidgets.ValueWidget
+
+
+class Traced(Picture):
+    """A picture that a pen traces, on matplotlib's paper and on a page. size: width and height in inches.
+
+    name: of its hatches on a page, which other pictures there must not share.
+    """
+
+    size = (0.0, 0.0)
+    name = ""
+
+    def trace(self, pen: Pen) -> None:
+        raise NotImplementedError
+
+    def on_paper(self, theme: canvas.Theme) -> Figure:
+        figure = Figure(figsize=self.size, facecolor=theme.paper)
+        axes = figure.add_axes((0, 0, 1, 1))
+        self.trace(Paper(axes, theme))
+        axes.set_axis_off()
+        axes.set(xlim=(0, self.size[0]), ylim=(self.size[1], 0))
+        return figure
+
+    def on_page(self, theme: str | None = None) -> str:
+        page = Page(canvas.theme(theme), self.name)
+        self.trace(page)
+        return page.svg(*self.size, self.alt)
 
 
 class Explorer:

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..canvas import BLUE, GREEN, VERMILLION, Theme, number, theme
-from ..pens import Page, Paper, Pen
+from ..canvas import BLUE, GREEN, VERMILLION, number
+from ..pens import Pen
 from ..picture import Picture
 from ..published import Law, short
-from .base import Explorer
+from .base import Explorer, Traced
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -160,15 +159,18 @@ def said(law: Law, chosen: Spot, best: Spot, flops: float, distinct: float | Non
     return [*lines, f"Source: {law.source or 'not named'}."]
 
 
-class Isoflop(Picture):
+class Isoflop(Traced):
     """Loss by size at equal FLOPs as a line, drawn by a pen on paper and on a page; hatched where the law was never
     tried."""
+
+    size = LEFT + WIDE + 0.3, TOP + HIGH + 0.75
 
     def __init__(
         self, name: str, law: Law, spots: list[Spot], chosen: Spot, best: Spot, flops: float, alt: str
     ) -> None:
         self.law, self.spots, self.chosen, self.best = law, spots, chosen, best
         title = f"{name}, at {scientific(flops)} FLOPs"
+        self.name = f"s{id(self):x}"
         super().__init__(self.on_paper, f"{title}: {alt}", self.frame, title)
 
     def frame(self) -> DataFrame:
@@ -178,20 +180,6 @@ class Isoflop(Picture):
             (s.parameters, s.tokens, s.loss, self.law.outside(s.parameters, s.tokens) is not None) for s in self.spots
         ]
         return pandas.DataFrame(rows, columns=["parameters", "tokens", "loss, nats per token", "outside the law"])
-
-    def on_paper(self, theme: Theme) -> Figure:
-        size = LEFT + WIDE + 0.3, TOP + HIGH + 0.75
-        figure = Figure(figsize=size, facecolor=theme.paper)
-        axes = figure.add_axes((0, 0, 1, 1))
-        self.trace(Paper(axes, theme))
-        axes.set_axis_off()
-        axes.set(xlim=(0, size[0]), ylim=(size[1], 0))
-        return figure
-
-    def on_page(self, theme_name: str | None = None) -> str:
-        page = Page(theme(theme_name), f"s{id(self):x}")
-        self.trace(page)
-        return page.svg(LEFT + WIDE + 0.3, TOP + HIGH + 0.75, self.alt)
 
     def x(self, parameters: float) -> float:
         low, high = self.spots[0].parameters, self.spots[-1].parameters

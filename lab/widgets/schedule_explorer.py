@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
-
-from ..canvas import BLUE, VERMILLION, Theme, number, theme
+from ..canvas import BLUE, VERMILLION, number
 from ..config import TrainConfig
-from ..pens import Page, Paper, Pen
+from ..pens import Pen
 from ..picture import Picture
 from ..schedule import SCHEDULES, rate_factor
-from .base import Explorer
+from .base import Explorer, Traced
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -93,8 +91,10 @@ def said(n: dict[str, float], steps: int, warmup: int, peak: float, stride: int)
     return lines
 
 
-class Curve(Picture):
+class Curve(Traced):
     """Rates by step as a line, drawn by a pen on paper and on a page; the warmup is shaded."""
+
+    size = LEFT + WIDE + 0.3, TOP + HIGH + 0.6
 
     def __init__(self, at: Sequence[int], rates: Sequence[float], warmup: int, title: str, alt: str) -> None:
         self.at, self.rates, self.warmup = list(at), list(rates), warmup
@@ -104,20 +104,6 @@ class Curve(Picture):
         import pandas
 
         return pandas.DataFrame({"rate": self.rates}, index=pandas.Index(self.at, name="step"))
-
-    def on_paper(self, theme: Theme) -> Figure:
-        size = LEFT + WIDE + 0.3, TOP + HIGH + 0.6
-        figure = Figure(figsize=size, facecolor=theme.paper)
-        axes = figure.add_axes((0, 0, 1, 1))
-        self.trace(Paper(axes, theme))
-        axes.set_axis_off()
-        axes.set(xlim=(0, size[0]), ylim=(size[1], 0))
-        return figure
-
-    def on_page(self, theme_name: str | None = None) -> str:
-        page = Page(theme(theme_name), "")
-        self.trace(page)
-        return page.svg(LEFT + WIDE + 0.3, TOP + HIGH + 0.6, self.alt)
 
     def trace(self, pen: Pen) -> None:
         look, steps, highest = pen.theme, self.at[-1] + 1, max(self.rates)
