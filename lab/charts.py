@@ -191,7 +191,7 @@ def plain(axis: Any, log: bool, measured: Sequence[float] = ()) -> None:
         return
     low, high = axis.get_view_interval()
     spots = sorted({float(f"{value:.3g}") for value in measured})
-    gaps = np.diff(np.log(spots)) if len(spots) > 2 else [0]
+    gaps = np.diff(np.log(spots)) if len(spots) > 1 else [0]
     axis.set_major_locator(FixedLocator(spots if min(gaps) > APART * np.log(high / low) else ticks(low, high)))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())

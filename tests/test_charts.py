@@ -21,7 +21,7 @@ def labels(axis):
 
 
 def test_a_logarithmic_axis_has_plain_numbers():
-    axes = axes_of(draw.chart([draw.Points("", [1e5, 3e6], [4.2, 6.6])], **AXES, logx=True, logy=True))
+    axes = axes_of(draw.chart([draw.Points("", [1e5, 1.02e5, 3e6], [4.2, 5, 6.6])], **AXES, logx=True, logy=True))
     assert {"100k", "1M"} <= set(labels(axes.xaxis))
     assert {"5", "6"} <= set(labels(axes.yaxis))
     assert not any("10^" in text or "$" in text for text in labels(axes.xaxis) + labels(axes.yaxis))
