@@ -124,6 +124,12 @@ class Grader:
     run: Callable[[Any], None]
 
 
+def require(condition: object, message: str) -> None:
+    """What a grader asks of an answer; the message names the learner's mistake."""
+    if not condition:
+        raise AssertionError(message)
+
+
 _graders: dict[str, Grader] = {}
 
 

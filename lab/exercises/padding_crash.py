@@ -13,17 +13,12 @@ from ..calling import clone
 from ..config import ModelConfig
 from ..labels import IGNORE_INDEX
 from ..transformer import Transformer
-from . import grader
+from . import grader, require
 
 # Lengths 4, 3 and 1, so that rows end one, and more than one, column before the longest.
 PAIRS = [([10, 11], [20, 21, 22, 23]), ([12, 13, 14], [24, 25, 26]), ([15], [27])]
 SPECIAL = {"pad_id": 1, "bos_id": 0, "eos_id": 2}
 START, PAD = 6, 9  # neither is an id of the kit's tokenizer, so a number that is written into the answer shows
-
-
-def require(condition: object, message: str) -> None:
-    if not condition:
-        raise AssertionError(message)
 
 
 def padded(side: str) -> Tensor:

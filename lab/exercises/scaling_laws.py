@@ -9,13 +9,7 @@ import numpy as np
 
 from .. import scaling
 from ..fits import HOFFMANN, Array
-from . import grader
-
-
-def require(condition: object, message: str) -> None:
-    if not condition:
-        raise AssertionError(message)
-
+from . import grader, require
 
 # 07a
 

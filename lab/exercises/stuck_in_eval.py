@@ -11,12 +11,7 @@ from torch import nn
 from .. import faults
 from ..config import ModelConfig
 from ..transformer import Transformer
-from . import grader
-
-
-def require(condition: object, message: str) -> None:
-    if not condition:
-        raise AssertionError(message)
+from . import grader, require
 
 
 def modes(model: nn.Module) -> dict[str, bool]:

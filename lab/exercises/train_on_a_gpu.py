@@ -17,16 +17,11 @@ from .. import labels
 from ..config import ModelConfig
 from ..labels import IGNORE_INDEX
 from ..language_model import LanguageModel
-from . import grader
+from . import grader, require
 
 SPECIAL = {"pad_id": 1, "bos_id": 0, "eos_id": 2}
 # Rows, targets and positions are in other proportions to one another in each micro-batch.
 TEXTS = [[[5, 6, 7, 8, 9, 10, 11]], [[12], [13, 14], [15, 16, 17, 18, 19]], [[20, 21], [22]]]
-
-
-def require(condition: object, message: str) -> None:
-    if not condition:
-        raise AssertionError(message)
 
 
 def gradient(model: LanguageModel) -> Tensor:

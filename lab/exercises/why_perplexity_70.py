@@ -10,7 +10,7 @@ from typing import Any
 
 from ..results.causes import critical
 from ..units import PER_BYTE, PER_TOKEN, PER_WORD, convert
-from . import grader
+from . import grader, require
 
 # (perplexity per token, tokens, words, bytes): near WikiText's own, of characters, of words, and guessing.
 TEXTS = (
@@ -20,11 +20,6 @@ TEXTS = (
     (4096.0, 1000, 800, 4500),
 )
 ANSWERS = {"holds", "unit error", "does not hold"}
-
-
-def require(condition: object, message: str) -> None:
-    if not condition:
-        raise AssertionError(message)
 
 
 def a_number(given: Any, of: str) -> float:
