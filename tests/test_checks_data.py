@@ -246,9 +246,15 @@ def test_a_cut_that_takes_eos_with_it():
         "rows cut": 1,
         "of": 3,
         "longest": 8,
-        "cut rows without EOS": 1,
+        "rows without EOS": 1,
     }
     assert finding.where.symbol.endswith(("collate", "causal"))
+
+
+def test_a_row_that_just_fits_loses_its_eos_and_is_not_called_cut():
+    finding = one(asked("truncation", cutting(collate_to(5), [*TEXTS, [8, 9, 10, 11, 12]])), "P2")
+    assert finding.message.startswith("1 of 4 rows are cut, ")
+    assert finding.message.endswith("; 2 rows lose their EOS")
 
 
 def test_a_cut_that_leaves_eos():

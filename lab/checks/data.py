@@ -274,10 +274,10 @@ def truncation(probe: Probe) -> Iterator[Finding]:
     without = unended(subject)
     yield probe.finding(
         f"{cut_rows} of {len(examples)} rows are cut, and {lost / tokens:.1%} of the tokens are lost"
-        + (f"; {without} of the cut rows lose their EOS" if without else ""),
+        + (f"; {without} rows lose their EOS" if without else ""),
         "P2" if without else "P3",
         evidence={"tokens": tokens, "lost": lost, "rows cut": cut_rows, "of": len(examples), "longest": longest}
-        | ({"cut rows without EOS": without} if without else {}),
+        | ({"rows without EOS": without} if without else {}),
         where=made_place(subject, subject.streams["target"][0] if "target" in subject.streams else None),
     )
 
