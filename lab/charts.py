@@ -100,6 +100,8 @@ def chart(
             put(axes, theme, one, labels.index(one.label), marked=not measured)
         if cut:
             axes.set_ylim(bottom, top)
+        if logx and len(only := {float(x) for one in series for x in one.x}) == 1:
+            axes.set_xlim(min(only) / 2, min(only) * 2)  # one number has no range of its own
         plain(axes.xaxis, logx, [float(x) for one in series if isinstance(one, Points) for x in one.x])
         plain(axes.yaxis, logy)
         axes.grid(linewidth=0.6)
@@ -191,8 +193,8 @@ def plain(axis: Any, log: bool, measured: Sequence[float] = ()) -> None:
         return
     low, high = axis.get_view_interval()
     spots = sorted({float(f"{value:.3g}") for value in measured})
-    gaps = np.diff(np.log(spots)) if len(spots) > 1 else [0]
-    axis.set_major_locator(FixedLocator(spots if min(gaps) > APART * np.log(high / low) else ticks(low, high)))
+    nearest = np.diff(np.log(spots)).min(initial=np.inf) if spots else 0
+    axis.set_major_locator(FixedLocator(spots if nearest > APART * np.log(high / low) else ticks(low, high)))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
 

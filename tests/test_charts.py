@@ -39,6 +39,12 @@ def test_ticks_stand_where_it_was_measured_if_there_is_room():
     assert "65" not in labels(axes_of(draw.chart([near], **AXES, logx=True)).xaxis)
 
 
+def test_one_number_alone_has_a_logarithmic_axis_around_it():
+    axes = axes_of(draw.chart([draw.Points("", [131_072], [7.5])], **AXES, logx=True))
+    assert labels(axes.xaxis) == ["131k"]
+    assert axes.transAxes.inverted().transform(axes.transData.transform((131_072, 7.5)))[0] == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("low, high", [(1, 1.2), (4.3, 6.5), (2.3e5, 4.2e6), (1e12, 3e19), (0.9, 11)])
 def test_ticks_are_few_round_and_inside(low, high):
     found = ticks(low, high)

@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parents[1] / "figures"
 
 CHARTS = {name for name, figure in figures.FIGURES.items() if isinstance(figure, Chart)}
 # Measured by experiments too, and shown in notebooks alone.
-OTHER_TABLES = {"rates", "rates_curves", "sizes", "prediction_runs_curves", "sizes_curves"}
+OTHER_TABLES = {"rates", "rates_curves", "prediction_runs_curves", "sizes_curves"}
 
 
 def copied(name: str, to: Path) -> Path:

@@ -110,6 +110,12 @@ def test_ends_are_means_of_seeds_with_their_range_and_one_point_has_no_line():
     drawn(pictures.ends(table))
 
 
+def test_ends_of_one_seed_have_no_range():
+    picture = pictures.ends(ladder(seeds=(0,)))
+    assert "low" not in picture.as_frame()
+    drawn(picture)
+
+
 def test_ends_against_flops_have_the_lowest_so_far():
     picture = pictures.ends(ladder(), "flops")
     frame = picture.as_frame()
@@ -309,5 +315,6 @@ def test_committed_figures_take_tables_alone():
     assert pictures.by_flops(table).alt == pictures.ends(table, "flops").alt
     assert pictures.ladder_fit(table).title.startswith("L = E + A")
     assert pictures.ladder_fit(ladder(budgets=BUDGETS[:3])).title.startswith("L = ((N_c")
-    frame = predictions.review_sizes(pd.concat([table, table.assign(corpus="wikitext-2 gpt2 0")])).as_frame()
-    assert len(frame.query("series == 'measured'")) == 12
+    both = pd.concat([table, table.assign(corpus="wikitext-2 gpt2 0")])
+    assert len(predictions.review_sizes(both).as_frame().query("series == 'measured'")) == 12
+    assert predictions.review_tokens(both).as_frame().equals(predictions.review_tokens(table).as_frame())

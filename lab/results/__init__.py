@@ -40,4 +40,6 @@ CHARTS: dict[str, Chart] = {
     "ladder_flops": Chart("scaling:by_flops", ("ladder",)),
     "ladder_fit": Chart("scaling:ladder_fit", ("ladder",)),
     "prediction": Chart("predictions:prediction", ("prediction", "prediction_runs")),
+    "sizes": Chart("predictions:review_sizes", ("sizes",)),
+    "sizes_tokens": Chart("predictions:review_tokens", ("sizes",)),
 }

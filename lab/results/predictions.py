@@ -14,7 +14,7 @@ from ..picture import Picture
 from ..presets import GPT2_VOCABULARY
 from ..published import LAWS, Law, short
 from ..scaling import Fit
-from .scaling import AXES, NATS
+from .scaling import AXES, NATS, ends
 from .source import made_by
 
 
@@ -108,9 +108,17 @@ def beside_laws(
 
 def review_sizes(sizes: pd.DataFrame) -> Picture:
     """As a committed figure: the presets on wiki2015, beside the published laws."""
-    return beside_laws(
-        sizes[sizes["corpus"].str.startswith("wiki2015")], {law.source: law for law in LAWS}, GPT2_VOCABULARY
-    )
+    return beside_laws(on_wiki2015(sizes), {law.source: law for law in LAWS}, GPT2_VOCABULARY)
+
+
+def review_tokens(sizes: pd.DataFrame) -> Picture:
+    """As a committed figure: the presets on wiki2015, each as far as it was run."""
+    return ends(on_wiki2015(sizes), name="sizes")
+
+
+def on_wiki2015(sizes: pd.DataFrame) -> pd.DataFrame:
+    """The runs that read no token twice, on the corpus that all of them have."""
+    return sizes[sizes["corpus"].str.startswith("wiki2015")]
 
 
 def bytes_per_token(table: pd.DataFrame) -> float:

@@ -101,23 +101,24 @@ def curves(ladder: pd.DataFrame, points: pd.DataFrame, *, skip: int = 2) -> Pict
 
 
 def ends(table: pd.DataFrame, against: str = "tokens", name: str = "ladder") -> Picture:
-    """The loss at the end of each run, by size, against "tokens" or "flops"; the bars are the range of the seeds.
+    """The loss at the end of each run, by size, against "tokens" or "flops"; with bars for the range of several seeds.
 
     Against FLOPs, the lowest so far is drawn too (see `envelope`). Raises ValueError for another axis.
     """
     if against not in ("tokens", "flops"):
         raise ValueError(f"against is {against!r}; it is 'tokens' or 'flops'.")
-    series = []
+    series, several = [], table["seed"].nunique() > 1
     for size, rows in table.groupby("parameters"):
         by, label = rows.groupby(against)["loss"].agg(["mean", "min", "max"]).reset_index(), f"{short(size)} parameters"
-        series.append(Points(label, by[against], by["mean"], by["min"], by["max"]))
+        series.append(Points(label, by[against], by["mean"], *((by["min"], by["max"]) if several else ())))
         series += [Line(label, by[against], by["mean"])] * (len(by) > 1)  # no line where there is one point
     alt = ""
     if against == "flops" and (lowest := envelope(table)) is not None:
         series.append(Line("lowest so far", lowest["flops"], lowest["loss"], framed=True))
         best = [f"{short(n)} with {short(c)}" for c, n in lowest.iloc[[0, -1]][["flops", "parameters"]].to_numpy()]
         alt = f"The size of the lowest loss: {best[0]} FLOPs, {best[1]} FLOPs."
-    note = "Each point ends a schedule of its own. Lines join the runs of one size; bars are the range of the seeds.\n"
+    bars = "; bars are the range of the seeds" if several else ""
+    note = f"Each point ends a schedule of its own. Lines join the runs of one size{bars}.\n"
     return chart(
         series,
         xlabel=AXES[against],
