@@ -99,7 +99,7 @@ def test_the_lengths_stand_against_the_share_that_ended(table: pd.DataFrame) -> 
 def test_one_arm_alone_is_drawn_without_the_others(table: pd.DataFrame, curves: pd.DataFrame) -> None:
     few = table[table["arm"].isin(["base", "learned"]) & (table["seed"] == 0)]
     assert endings.probability(few, curves).as_frame()["series"].nunique() == 3
-    assert "1 seed an arm" in endings.source(endings.runs(few))
+    assert "causes.csv, 1 run of" in endings.foot(endings.runs(few)) and "seed 0." in endings.foot(endings.runs(few))
 
 
 def test_the_summary_has_the_mean_of_the_seeds(table: pd.DataFrame) -> None:
@@ -114,4 +114,4 @@ def test_the_shipped_tables_can_be_drawn() -> None:
     except ValueError:
         pytest.skip("the shipped table holds no run of the cause 'eos'")
     assert len(endings.probability().as_frame()) and len(endings.lengths().as_frame())
-    assert shipped.path("causes").name in endings.source(endings.runs())
+    assert shipped.path("causes").name in endings.foot(endings.runs())

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..charts import Effect, Line, Points, chart, effects
 from ..picture import Picture
+from .source import made_by
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -168,6 +169,11 @@ def scale(frame: DataFrame) -> str:
     )
 
 
+def foot(frame: DataFrame, drawn: DataFrame) -> str:
+    """Under a picture: where the runs that it draws come from, and how small all of them are."""
+    return f"{made_by(drawn, 'causes')}\nScale: {scale(frame)}."
+
+
 def ranked(frame: DataFrame) -> Picture:
     """What each change costs, one row an arm, the groups by their most expensive arm."""
     table = ranking(frame)
@@ -181,8 +187,8 @@ def ranked(frame: DataFrame) -> Picture:
             rows.append(Effect(GROUPS.get(cause, cause), arm, own))
     factor, bits = math.exp(0.1), 0.1 * bits_per_nat(frame)
     note = (
-        f"{WITHIN}\n0.1 nats per token is {factor - 1:.1%} of perplexity, and {bits:.3f} bits per byte of this text. "
-        f"Scale: {scale(frame)}.\nContext and end of a row: the loss of rows read alone; else that of the stream."
+        f"{WITHIN}\n0.1 nats per token is {factor - 1:.1%} of perplexity, and {bits:.3f} bits per byte of this text.\n"
+        f"Context and end of a row: the loss of rows read alone; else that of the stream.\n{foot(frame, frame)}"
     )
     clear = table[table["clear"]]
     said = "; ".join(f"{row.cause} {row.arm} {row.nats:+.2f}" for row in clear.itertuples()) or "none"
@@ -217,7 +223,8 @@ def context(frame: DataFrame) -> Picture:
         ylabel="nats per token of rows read alone",
         title="Context: long rows against packed rows",
         logx=True,
-        note=f"Bars: range of the seeds. The same number of positions in every run. Scale: {scale(frame)}.",
+        note="Bars: range of the seeds. The same number of positions in every run.\n"
+        + foot(frame, frame[frame["cause"] == "context"]),
         alt=real_tokens(frame),
     )
 
@@ -242,7 +249,7 @@ def rates(frame: DataFrame) -> Picture:
         ylabel="nats per token, validation",
         title="The peak rate",
         logx=True,
-        note=f"Bars: range of the seeds. Scale: {scale(frame)}.",
+        note=f"Bars: range of the seeds.\n{foot(frame, rows)}",
         alt=f"The lowest loss is at {best:g}.",
     )
 
@@ -260,5 +267,5 @@ def warmups(frame: DataFrame, curves: DataFrame) -> Picture:
         xlabel="training tokens",
         ylabel="nats per token, training",
         title="Warmup",
-        note=f"Bands: range of the seeds. Each point is the mean of the steps since the one before. {scale(frame)}.",
+        note=f"Bands: range of the seeds. A point is the mean of the steps since the one before.\n{foot(frame, rows)}",
     )

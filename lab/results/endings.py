@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .. import draw, shipped
 from ..picture import Picture
+from .source import made_by
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -61,14 +62,13 @@ def along(table: DataFrame | None = None, curves: DataFrame | None = None) -> Da
     return frame.assign(order=frame["arm"].map(list(ARMS).index)).sort_values(["order", "step"]).drop(columns="order")
 
 
-def source(chosen: DataFrame) -> str:
-    """What the runs were, in a sentence for the foot of a picture."""
-    first, seeds = chosen.iloc[0], chosen["seed"].nunique()
+def foot(chosen: DataFrame) -> str:
+    """Under a picture: where its runs come from, and what they were."""
+    first = chosen.iloc[0]
     model = f"{int(first['body_parameters']):,} parameters without embeddings, context {int(first['context'])}"
     return (
-        f"figures/data/causes.csv: {first['corpus'].rsplit(' ', 1)[0]}, a line a row, each padded to the context; "
-        f"{model}; {seeds} seed{'s' if seeds > 1 else ''} an arm, {int(first['steps'])} steps of "
-        f"{int(first['batch_tokens'])} positions."
+        f"{made_by(chosen, 'causes')}\nA line a row, each padded to the context; {model}; {int(first['steps'])} steps "
+        f"of {int(first['batch_tokens'])} positions."
     )
 
 
@@ -97,7 +97,7 @@ def probability(table: DataFrame | None = None, curves: DataFrame | None = None)
         ylabel="mean probability of EOS",
         title="The probability of EOS along the training",
         logy=True,
-        note=source(runs(table)) + (" Bands: the range of the seeds." if points["seeds"].max() > 1 else ""),
+        note=("Bands: the range of the seeds.\n" if points["seeds"].max() > 1 else "") + foot(runs(table)),
         alt=f"Where a row ends, after the last step: {'; '.join(said)}.",
     )
 
@@ -122,7 +122,7 @@ def lengths(table: DataFrame | None = None) -> Picture:
         xlabel="rows that ended by themselves, %",
         ylabel="tokens of a generated row, mean",
         title="Generated rows after the last step",
-        note=source(chosen) + " 32 rows a run, sampled at temperature 1; a mark is a run, and may cover others.",
+        note="32 rows a run, sampled at temperature 1; a mark is a run, and may cover others.\n" + foot(chosen),
         alt=f"Means over the seeds. {'; '.join(said)}.",
     )
 
