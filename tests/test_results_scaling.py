@@ -36,6 +36,8 @@ def ladder(widths=WIDTHS, budgets=BUDGETS, seeds=(0, 1), noise=0.004, law=LAW):
                         "seed": seed,
                         "corpus": "wiki2015 bpe-4096 87c0226669ae91ef",
                         "d_model": width,
+                        "rate": 1e-3,
+                        "context": 256,
                         "train_tokens": 37_772_354,
                     }  # fmt: skip
                 )
@@ -296,6 +298,14 @@ def test_measured_points_and_laws_are_drawn_and_guessing_too():
     assert (frame[frame["series"] == "measured"]["what"] == "points").all()  # no line through them
     assert frame[frame["series"].str.startswith("guessing")].iloc[0, 2] == pytest.approx(math.log(4096))
     drawn(picture)
+
+
+def test_what_differs_beside_the_size_is_said():
+    table = ladder()
+    assert predictions.recipes(table) == ""
+    table.loc[table["d_model"] == 32, "rate"] = 6e-4
+    first = published.short(table["parameters"].min())
+    assert f"{first} 0.0006, 256; " in predictions.recipes(table.sort_values("parameters"))
 
 
 def test_units_of_another_tokenizer_are_bridged_by_bytes():

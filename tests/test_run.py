@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 import lab
-from lab import checkpoint, presets, runlog
+from lab import checkpoint, presets, runlog, shipped
 from lab.cli import app
 from lab.config import TrainConfig
 from lab.evaluation import Evaluation
@@ -212,6 +213,15 @@ def test_a_preset_promises_what_it_is(name):
         preset.model if "translator" not in name else preset.model.replace(pad_id=1)
     )
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in " ".join(preset.doc.split())
+
+
+@pytest.mark.parametrize("name", ["16m", "50m", "117m"])
+def test_the_score_that_a_preset_promises_is_in_the_table(name):
+    runs = shipped.table("sizes").query("run.str.startswith(@name + '-wiki2015-')")
+    doc = " ".join(presets.get(name).doc.split())
+    stated, tokens = re.search(r"perplexity ([\d,]+) a token after ([\d.]+M) tokens of wiki2015", doc).groups()
+    found = {f"{run.tokens / 1e6:.1f}M": f"{run.perplexity:,.0f}" for run in runs.itertuples()}
+    assert found[tokens] == stated
 
 
 def test_a_source_says_how_to_open_it_again(text):

@@ -102,8 +102,17 @@ def beside_laws(
         xlabel="parameters (all)",
         ylabel="loss, nats per token",
         title=f"{short(tokens)} tokens: measured, and what laws expect",
-        note=note + made_by(mine, name),
+        note=note + recipes(mine) + made_by(mine, name),
     )
+
+
+def recipes(sizes: pd.DataFrame) -> str:
+    """Where the sizes differ in more than size, each one's peak rate and context; a line, or nothing."""
+    how = sizes.drop_duplicates("parameters")[["parameters", "rate", "context"]]
+    if (how[["rate", "context"]].nunique() == 1).all():
+        return ""
+    each = "; ".join(f"{short(n)} {rate:g}, {int(context):,}" for n, rate, context in how.itertuples(index=False))
+    return f"Peak rate and context differ as well: {each}.\n"
 
 
 def review_sizes(sizes: pd.DataFrame) -> Picture:
