@@ -126,7 +126,7 @@ def option_c() -> tuple[ModelConfig, TrainConfig]:
     """The review's Option C, GPT-2 small: 124,439,808 parameters, "117M" by the first GPT-2 count.
 
     85,056,000 without embeddings; 854 MFLOP a token; 2.0 GB of weights, gradients and optimizer. For a GPU: two
-    cores give 132 tokens/s in fp32, and there, without dropout, it had perplexity 1,882 a token after 0.1M tokens of
+    cores give 132 tokens/s in fp32, and there, without dropout, it had perplexity 983 a token after 0.7M tokens of
     wiki2015 (figures/data/sizes.csv). A public log of this size on WikiText-103 (BluebrainAI/gpt2-wikitext) has
     perplexity 67.9 a token after 0.84 epochs, 48.6 after 1.1 and 23.7 after 5.
     """
