@@ -122,7 +122,8 @@ def review_sizes(sizes: pd.DataFrame) -> Picture:
 
 def review_tokens(sizes: pd.DataFrame) -> Picture:
     """As a committed figure: the presets on wiki2015, each as far as it was run."""
-    return ends(on_wiki2015(sizes), name="sizes")
+    mine = on_wiki2015(sizes)
+    return ends(mine, name="sizes", note=recipes(mine))
 
 
 def on_wiki2015(sizes: pd.DataFrame) -> pd.DataFrame:

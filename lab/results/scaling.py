@@ -100,10 +100,11 @@ def curves(ladder: pd.DataFrame, points: pd.DataFrame, *, skip: int = 2) -> Pict
     )
 
 
-def ends(table: pd.DataFrame, against: str = "tokens", name: str = "ladder") -> Picture:
+def ends(table: pd.DataFrame, against: str = "tokens", name: str = "ladder", note: str = "") -> Picture:
     """The loss at the end of each run, by size, against "tokens" or "flops"; with bars for the range of several seeds.
 
-    Against FLOPs, the lowest so far is drawn too (see `envelope`). Raises ValueError for another axis.
+    Against FLOPs, the lowest so far is drawn too (see `envelope`). `note`: whole lines to say below the picture as
+    well. Raises ValueError for another axis.
     """
     if against not in ("tokens", "flops"):
         raise ValueError(f"against is {against!r}; it is 'tokens' or 'flops'.")
@@ -118,7 +119,7 @@ def ends(table: pd.DataFrame, against: str = "tokens", name: str = "ladder") -> 
         best = [f"{short(n)} with {short(c)}" for c, n in lowest.iloc[[0, -1]][["flops", "parameters"]].to_numpy()]
         alt = f"The size of the lowest loss: {best[0]} FLOPs, {best[1]} FLOPs."
     bars = "; bars are the range of the seeds" if several else ""
-    note = f"Each point ends a schedule of its own. Lines join the runs of one size{bars}.\n"
+    note = f"Each point ends a schedule of its own. Lines join the runs of one size{bars}.\n{note}"
     return chart(
         series,
         xlabel=AXES[against],
