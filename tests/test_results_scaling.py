@@ -307,7 +307,7 @@ def test_what_differs_beside_the_size_is_said():
     first = published.short(table["parameters"].min())
     assert f"{first} 0.0006, 256; " in predictions.recipes(table.sort_values("parameters"))
     for picture in (predictions.review_sizes(table), predictions.review_tokens(table)):
-        assert f"{first} 0.0006, 256; " in picture.note
+        assert f"{first} 0.0006, 256; " in " ".join(text.get_text() for text in picture.figure().texts)
 
 
 def test_units_of_another_tokenizer_are_bridged_by_bytes():
